@@ -1,0 +1,41 @@
+"""One run as data: recipes (TOML), the command line, and every check before a process group exists. No torch here.
+
+    config = load_recipe("most-tiny")            # or from_command_line()
+    plan = build(config, facts)                  # raises ConfigError; facts come from runtime/ and upstream/
+"""
+
+from megatron_most.config.build import build, token_map
+from megatron_most.config.load import dump, from_command_line, load_recipe, recipe_names, replace
+from megatron_most.config.plan import Facts, LayoutPlan, MoEPlan, Plan
+from megatron_most.config.schema import (
+    EngineConfig,
+    LayoutConfig,
+    ModelConfig,
+    MoEConfig,
+    RecomputeConfig,
+    RunConfig,
+    TokensConfig,
+    TrainConfig,
+)
+
+__all__ = [
+    "EngineConfig",
+    "Facts",
+    "LayoutConfig",
+    "LayoutPlan",
+    "MoEConfig",
+    "MoEPlan",
+    "ModelConfig",
+    "Plan",
+    "RecomputeConfig",
+    "RunConfig",
+    "TokensConfig",
+    "TrainConfig",
+    "build",
+    "dump",
+    "from_command_line",
+    "load_recipe",
+    "recipe_names",
+    "replace",
+    "token_map",
+]

@@ -1,0 +1,159 @@
+"""Recipe -> command line -> RunConfig, and back to a file that repeats the run.
+
+A recipe is a TOML file, or the name of one shipped in `megatron_most/recipes`; it may extend another with
+`extends = "name"` (a shipped name, or a path relative to the recipe). Later wins: base recipe, recipe, command line. An
+unknown table or key is an error, a wrong type too: a typo must not train for a week.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import tomllib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from megatron_most.config.schema import RunConfig
+from megatron_most.errors import ConfigError
+
+RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+
+
+def recipe_names() -> tuple[str, ...]:
+    """The recipes that ship with the package."""
+    return tuple(sorted(path.stem for path in RECIPES.glob("*.toml")))
+
+
+def load_recipe(recipe: str | Path) -> RunConfig:
+    """A recipe by name or path, with all that it extends, as a RunConfig."""
+    return _from_table(RunConfig, _read(_find(recipe, Path.cwd()), ()), "")
+
+
+def from_command_line(args: Sequence[str] | None = None, default: str = "most-16b", prog: str | None = None) -> RunConfig:
+    """`--config NAME|FILE` first, then any field as `--table.field value`; `--help` lists them all with their defaults."""
+    import argparse  # with tyro only here: a library user who reads recipes needs neither
+    import sys
+
+    import tyro
+
+    words = list(sys.argv[1:] if args is None else args)
+    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first.add_argument("--config", default=default)
+    known, rest = first.parse_known_args(words)
+    recipe = load_recipe(known.config)
+    teach = f"--config NAME|FILE comes first: a TOML recipe, or one of {', '.join(recipe_names())}. Defaults below: {known.config}."
+    return tyro.cli(RunConfig, args=rest, default=recipe, prog=prog, description=teach, config=(tyro.conf.AvoidSubcommands,))
+
+
+def dump(config: RunConfig) -> str:
+    """The whole config as TOML; `load_recipe` of it gives the same config back."""
+    import tomli_w
+
+    return tomli_w.dumps(_without_none(dataclasses.asdict(config)))
+
+
+def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
+    """A copy with fields changed by dotted name: replace(config, {"moe.top_k": 2}). Checked like a recipe."""
+    table = _without_none(dataclasses.asdict(config))
+    for name, value in changes.items():
+        *path, last = name.split(".", 1 if name.startswith(("core.", "deepspeed.")) else -1)
+        inner = table
+        for part in path:
+            inner = inner.setdefault(part, {})
+        if value is None:
+            inner.pop(last, None)
+        else:
+            inner[last] = value
+    return _from_table(RunConfig, table, "")
+
+
+def _find(recipe: str | Path, folder: Path) -> Path:
+    if isinstance(recipe, str) and recipe in recipe_names():
+        return RECIPES / f"{recipe}.toml"
+    path = (folder / recipe).resolve()
+    if not path.is_file():
+        near = difflib.get_close_matches(str(recipe), recipe_names(), n=1)
+        hint = f"did you mean {near[0]}?" if near else f"give a TOML file or one of {', '.join(recipe_names())}"
+        raise ConfigError("config", str(recipe), "no such recipe", hint)
+    return path
+
+
+def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
+    if path in seen:
+        raise ConfigError("extends", str(path), f"{path.name} extends itself", "break the circle")
+    try:
+        table = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError("config", str(path), f"not valid TOML ({error})", "mend the file") from error
+    base = table.pop("extends", None)
+    if base is None:
+        return table
+    if not isinstance(base, str):
+        raise ConfigError("extends", base, "not a recipe's name or path", "give one string")
+    return _merge(_read(_find(base, path.parent), (*seen, path)), table)
+
+
+def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in top.items():
+        both_tables = isinstance(value, dict) and isinstance(merged.get(key), dict)
+        merged[key] = _merge(merged[key], value) if both_tables else value
+    return merged
+
+
+def _from_table(kind: type, table: Mapping[str, Any], at: str) -> Any:
+    hints = get_type_hints(kind)
+    for key in table:
+        if key not in hints:
+            near = difflib.get_close_matches(key, hints, n=1)
+            hint = f"did you mean {at}{near[0]}?" if near else f"known here: {', '.join(hints)}"
+            raise ConfigError(f"{at}{key}", table[key], "no such setting", hint)
+    return kind(**{key: _value(hints[key], value, f"{at}{key}") for key, value in table.items()})
+
+
+def _value(hint: Any, value: Any, at: str) -> Any:
+    """`value` as the type `hint`, or a ConfigError that names the field."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if dataclasses.is_dataclass(hint):
+        if not isinstance(value, dict):
+            raise ConfigError(at, value, "a table of settings is wanted", f"write [{at}] and its fields below")
+        return _from_table(hint, value, f"{at}.")  # type: ignore[arg-type]
+    if origin is dict:
+        return {name: _value(inner[1], item, f"{at}.{name}") for name, item in _flat(value, at).items()}
+    if origin is tuple:
+        if not isinstance(value, (list, tuple)):
+            raise ConfigError(at, value, "a list is wanted", "write it in [ ]")
+        kinds = inner[:1] * len(value) if inner[-1] is ... else inner
+        if len(kinds) != len(value):
+            raise ConfigError(at, value, f"{len(kinds)} values are wanted", "give that many")
+        return tuple(_value(kind, item, at) for kind, item in zip(kinds, value, strict=True))
+    if origin is Literal:
+        if value not in inner:
+            near = difflib.get_close_matches(str(value), [str(choice) for choice in inner], n=1)
+            raise ConfigError(at, value, "not a choice", f"use one of {', '.join(map(str, inner))}" + (f" ({near[0]}?)" if near else ""))
+        return value
+    kinds = tuple(kind for kind in (inner if origin is not None else (hint,)) if kind is not type(None))
+    if isinstance(value, bool):
+        fits = bool in kinds
+    elif isinstance(value, int) and int not in kinds and float in kinds:
+        return float(value)
+    else:
+        fits = isinstance(value, kinds)
+    if not fits:
+        raise ConfigError(at, value, f"of type {type(value).__name__}", f"give {' or '.join(kind.__name__ for kind in kinds)}")
+    return value
+
+
+def _flat(value: Any, at: str) -> dict[str, Any]:
+    """Upstream settings may be written as nested tables or with dots: {"a": {"b": 1}} means {"a.b": 1}."""
+    if not isinstance(value, dict):
+        raise ConfigError(at, value, "a table of settings is wanted", f"write [{at}] and its fields below")
+    flat: dict[str, Any] = {}
+    for key, item in value.items():
+        flat |= {f"{key}.{name}": leaf for name, leaf in _flat(item, f"{at}.{key}").items()} if isinstance(item, dict) else {key: item}
+    return flat
+
+
+def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
+    return {key: _without_none(value) if isinstance(value, dict) else value for key, value in table.items() if value is not None}

@@ -1,0 +1,80 @@
+"""Partition and placement as tables of numbers.
+
+Partition: which published expert ids belong to which group, written "tags: ids" ("text: 0-31", "audio: 1,3,5-9").
+Placement: expert id -> slot. `blocked` is the identity; `striped` deals each group out over the expert-parallel ranks in
+turn, so every rank owns some of each group and an all-speech batch keeps all ranks busy.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_most.errors import ConfigError
+
+_GROUP = re.compile(r"\s*(?P<tags>[a-z]+(?:\s*\+\s*[a-z]+)*)\s*:\s*(?P<ids>\d+(?:\s*-\s*\d+)?(?:\s*,\s*\d+(?:\s*-\s*\d+)?)*)\s*")
+
+
+@dataclass(frozen=True)
+class ExpertGroup:
+    """The tags that own some experts together, and those experts' published ids, ascending."""
+
+    tags: tuple[str, ...]
+    experts: tuple[int, ...]
+
+    @property
+    def name(self) -> str:
+        """For messages and telemetry: "text", or "text+audio"."""
+        return "+".join(self.tags)
+
+
+def parse_groups(lines: Sequence[str], num_experts: int) -> tuple[ExpertGroup, ...]:
+    """The groups a config lists; every expert 0..num_experts-1 must be owned exactly once."""
+    groups = tuple(_parse(line, lines, num_experts) for line in lines)
+    owned = [expert for group in groups for expert in group.experts]
+    twice = sorted({expert for expert in owned if owned.count(expert) > 1})
+    orphans = sorted(set(range(num_experts)) - set(owned))
+    for wrong, ids in (("owned twice", twice), ("owned by nobody", orphans)):
+        if ids:
+            shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
+            raise ConfigError("moe.groups", tuple(lines), f"experts {wrong}: {shown}", f"list each of 0..{num_experts - 1} once")
+    return groups
+
+
+def _parse(line: str, lines: Sequence[str], num_experts: int) -> ExpertGroup:
+    match = _GROUP.fullmatch(line)
+    if not match:
+        raise ConfigError("moe.groups", tuple(lines), f"cannot read {line!r}", 'write "tag: ids", for example "text: 0-31"')
+    experts: list[int] = []
+    for run in match["ids"].split(","):
+        first, _, last = run.partition("-")
+        if last and int(last) < int(first):
+            raise ConfigError("moe.groups", tuple(lines), f"{run.strip()!r} runs backwards", "write the smaller id first")
+        if int(last or first) >= num_experts:
+            wrong = f"there is no expert {int(last or first)}"
+            raise ConfigError("moe.groups", tuple(lines), wrong, f"list each of 0..{num_experts - 1} once")
+        experts.extend(range(int(first), int(last or first) + 1))
+    tags = tuple(tag.strip() for tag in match["tags"].split("+"))
+    return ExpertGroup(tags=tags, experts=tuple(sorted(experts)))
+
+
+def place(groups: Sequence[Sequence[int]], placement: Literal["blocked", "striped"], ranks: int) -> tuple[int, ...]:
+    """slot_of: for each expert id its slot. Rank r holds slots r*n .. r*n+n-1 where n = experts / ranks."""
+    num_experts = sum(len(group) for group in groups)
+    if placement == "blocked":
+        return tuple(range(num_experts))
+    for index, group in enumerate(groups):
+        if len(group) % ranks:
+            raise ConfigError("layout.expert", ranks, f"does not divide group {index} of {len(group)} experts, as striped placement needs",
+                              'use a divisor, or moe.placement = "blocked"')
+    slot_of = [0] * num_experts
+    slot = 0
+    for rank in range(ranks):
+        for group in groups:
+            share = len(group) // ranks
+            for expert in group[rank * share : (rank + 1) * share]:
+                slot_of[expert] = slot
+                slot += 1
+    return tuple(slot_of)

@@ -1,0 +1,189 @@
+"""Every setting of a run, as frozen plain data: what a recipe (TOML) and the command line may say.
+
+Nothing here decides anything: defaults are those of most-16b (DeepSeek-V2-Lite shapes), `None` means "not set" and is left
+out of files, and all checks across fields live in `build.py`. Names of Megatron-Core and Hugging Face settings that we
+rename are given in the field's comment.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+Scalar = bool | int | float | str
+
+
+@dataclass(frozen=True, kw_only=True)
+class TokensConfig:
+    """The vocabulary: a backbone's own tokens, the speech units and their markers."""
+
+    backbone: Literal["deepseek", "llama", "tiny"] = "deepseek"
+    """Whose text vocabulary: deepseek (102400 rows), llama (128256 rows), tiny (small numbers, for tests and demos)."""
+    num_units: int = 500
+    """Speech units, one token each."""
+    multiple: int = 128
+    """A vocabulary that has to grow is padded to a multiple of this (tensor parallelism splits its rows)."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """The transformer around the mixture of experts."""
+
+    attention: Literal["mla", "gqa"] = "mla"
+    """mla: multi-latent attention (DeepSeek-V2). gqa: grouped-query attention (Llama)."""
+    hidden_size: int = 2048
+    num_layers: int = 27
+    num_heads: int = 16
+    kv_lora_rank: int = 512
+    """mla: width of the compressed keys and values."""
+    q_lora_rank: int | None = None
+    """mla: width of the compressed queries; not set = queries are not compressed."""
+    qk_nope_head_dim: int = 128
+    """mla: part of each query/key head without position."""
+    qk_rope_head_dim: int = 64
+    """mla: part of each query/key head with rotary position."""
+    v_head_dim: int = 128
+    """mla: width of a value head."""
+    num_kv_heads: int | None = None
+    """gqa: key/value heads; not set = as many as query heads."""
+    head_dim: int | None = None
+    """gqa: width of a head; not set = hidden_size / num_heads."""
+    dense_hidden_size: int = 10944
+    """Inner width of the dense feed-forward layers (HF intermediate_size)."""
+    norm_eps: float = 1e-6
+    tied_embeddings: bool = False
+    init_std: float = 0.02
+    wave_size: int = 0
+    """Width of continuous speech features that enter through a linear projector (HuBERT-base: 768); 0 = units only."""
+
+    rope: Literal["plain", "yarn", "llama3"] = "yarn"
+    rope_theta: float = 10000.0
+    rope_factor: float = 40.0
+    """yarn, llama3: how many times longer than rope_original_length positions may get."""
+    rope_original_length: int = 4096
+    rope_beta_fast: float = 32.0
+    rope_beta_slow: float = 1.0
+    rope_mscale: float = 0.707
+    rope_mscale_all_dim: float = 0.707
+    max_positions: int = 163840
+
+
+@dataclass(frozen=True, kw_only=True)
+class MoEConfig:
+    """Which experts there are, which modality owns which, how tokens choose, and what keeps them busy."""
+
+    num_experts: int = 64
+    """Routed experts per MoE layer; 0 = a dense model."""
+    top_k: int = 6
+    expert_hidden_size: int = 1408
+    shared_hidden_size: int = 2816
+    """Inner width of the shared experts, which every token uses (all of them as one MLP); 0 = none."""
+    dense_layers: tuple[int, ...] = (0,)
+    """Layers, counted from 0, that have one dense feed-forward instead of experts."""
+
+    groups: tuple[str, ...] = ("text: 0-31", "audio: 32-63")
+    """The partition, by published expert id: "tags: ids", for example "text: 0-31", "text+audio: 0-63", "audio: 1,3,5-9"."""
+    shared_only_tags: tuple[str, ...] = ("wave",)
+    """Tags that own no group on purpose: their tokens use the shared experts alone."""
+    placement: Literal["auto", "blocked", "striped"] = "auto"
+    """Where experts sit under expert parallelism: blocked (by id), striped (each rank owns some of every group), auto =
+    striped when expert-parallel. It never changes what is computed."""
+
+    gate: Literal["masked_softmax", "reference"] = "masked_softmax"
+    """masked_softmax: softmax over the token's own group. reference: the MoST release's rule, softmax over all experts and
+    then zero outside the group; needed to load its weights, but its auxiliary loss drives the group's mass to 0."""
+    normalise_top_k: bool = False
+    """Weights of the chosen experts sum to 1 (HF norm_topk_prob). Under `reference` this also drops `scale`, as released."""
+    scale: float = 1.0
+    """Factor on the routed output (HF routed_scaling_factor)."""
+    routing_groups: int | None = None
+    """Group-limited routing: into how many equal runs of published ids (HF n_group)."""
+    routing_groups_kept: int | None = None
+    """Group-limited routing: how many of them a token may use (HF topk_group)."""
+
+    aux_loss: Literal["none", "group", "reference"] = "group"
+    """group: balance inside each expert group, 1.0 at perfect balance for any text/audio ratio. reference: the release's."""
+    aux_coefficient: float = 0.001
+    aux_scope: Literal["sequence", "batch"] = "sequence"
+    """Balance each sequence by itself, or each micro-batch."""
+    aux_counts_everything: bool = False
+    """reference only: count pads and shared-only tokens too, as the release does. A micro-batch of it is one rank's."""
+    z_coefficient: float = 0.0
+    """Router z-loss: keeps logits small."""
+    bias_rate: float = 0.0
+    """Balancing by a bias on the choice (not on the weights), moved by this much a step towards idle experts; 0 = off."""
+
+    dispatcher: Literal["auto", "alltoall", "allgather"] = "auto"
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayoutConfig:
+    """Sizes of the parallel groups; data parallelism is what is left of the world."""
+
+    tensor: int = 1
+    """Tensor parallelism; sequence parallelism comes with it."""
+    pipeline: int = 1
+    context: int = 1
+    expert: int = 1
+    expert_tensor: int | None = None
+    """Tensor parallelism inside an expert; not set = 1 when expert-parallel, else as `tensor`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RecomputeConfig:
+    """Activations that are computed again in the backward pass instead of being kept."""
+
+    granularity: Literal["none", "full", "selective"] = "none"
+    method: Literal["uniform", "block"] = "uniform"
+    """full: recompute every num_layers layers as one (uniform). block is refused where it loses the tags."""
+    num_layers: int = 1
+    modules: tuple[str, ...] = ("core_attn",)
+    """selective: any of core_attn, mla_up_proj, mlp, moe, shared_experts."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineConfig:
+    """Who turns gradients into new weights."""
+
+    kind: Literal["plain", "deepspeed"] = "plain"
+    """plain: a torch optimizer, every rank holds all of its state. deepspeed: ZeRO."""
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    zero_stage: int = 1
+    offload_optimizer: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainConfig:
+    """One phase of training."""
+
+    seed: int = 42
+    steps: int = 100
+    sequence_length: int = 2048
+    micro_batch_size: int = 1
+    global_batch_size: int = 512
+    """Packed rows per optimizer step over all ranks."""
+    learning_rate: float = 1e-5
+    betas: tuple[float, float] = (0.9, 0.95)
+    epsilon: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float = 1.0
+    """Largest norm of the whole gradient; 0 = no clipping."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """One run, whole."""
+
+    name: str = "most-16b"
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    tokens: TokensConfig = field(default_factory=TokensConfig)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    moe: MoEConfig = field(default_factory=MoEConfig)
+    layout: LayoutConfig = field(default_factory=LayoutConfig)
+    recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
+    engine: EngineConfig = field(default_factory=EngineConfig)
+    train: TrainConfig = field(default_factory=TrainConfig)
+    core: dict[str, Scalar] = field(default_factory=dict)
+    """More settings of Megatron-Core's TransformerConfig, by their upstream names; what we set or cannot keep true is refused."""
+    deepspeed: dict[str, Scalar] = field(default_factory=dict)
+    """More settings of DeepSpeed's JSON, by dotted upstream names ("zero_optimization.overlap_comm"); likewise."""

@@ -1,0 +1,42 @@
+"""Made-up tagged documents for demos, tests and benchmarks: learnable, and a pure function of (seed, index).
+
+Each modality counts upwards through its own ids with its own stride, from a random start, so a model can learn either
+without the other: text by +1, units by +3. A mixed document is text, then units between their markers.
+"""
+
+from __future__ import annotations
+
+import random
+from typing import Literal
+
+from megatron_most.data.batch import Document, PackedBatch, pack_rows
+from megatron_most.vocab import AUDIO, TEXT, WAVE, TokenMap
+
+Kind = Literal["text", "audio", "mixed", "wave"]
+
+
+def synthetic_document(tokens: TokenMap, kind: Kind, length: int, seed: int, index: int, spread: int = 32) -> Document:
+    """One document of `length` ids over `spread` text tokens and units; "wave" has wave markers around its text."""
+    draw = random.Random(f"{seed}/{index}/{kind}")
+    start_text, start_unit = draw.randrange(spread), draw.randrange(spread)
+    num_units = min(spread, tokens.num_units)
+    text = [(start_text + i) % min(spread, tokens.bos_id) for i in range(length)]
+    units = [tokens.first_unit_id + (start_unit + 3 * i) % num_units for i in range(length)]
+    if kind == "text":
+        pairs = [(token, TEXT) for token in text]
+    elif kind == "audio":
+        pairs = [(token, AUDIO) for token in units]
+    elif kind == "wave":
+        inner = [(token, TEXT) for token in text[: length - 2]]
+        pairs = [(tokens.begin_wave_id, WAVE), *inner, (tokens.end_wave_id, WAVE)]
+    else:
+        half = length // 2
+        inner_units = [(token, AUDIO) for token in units[: length - half - 2]]
+        pairs = [*((token, TEXT) for token in text[:half]), (tokens.begin_audio_id, AUDIO), *inner_units, (tokens.end_audio_id, AUDIO)]
+    return Document(ids=[token for token, _ in pairs], tags=[tag for _, tag in pairs], is_trained=[True] * length)
+
+
+def synthetic_batch(tokens: TokenMap, kinds: list[Kind], length: int, seed: int, first: int) -> PackedBatch:
+    """One row a kind: a document that fills it, numbered from `first`."""
+    rows = [[synthetic_document(tokens, kind, length + 1, seed, first + i)] for i, kind in enumerate(kinds)]
+    return pack_rows(rows, length, tokens.pad_id)

@@ -1,0 +1,40 @@
+"""What a training loop may ask of an engine, and what it gets back: one optimizer step as plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from megatron_most.data import PackedBatch
+from megatron_most.model import LossTerms, MostModel
+
+
+@dataclass(frozen=True)
+class StepReport:
+    """One optimizer step, over the global batch; the same on every rank."""
+
+    loss: float
+    """Mean cross-entropy in nats."""
+    losses: dict[str, float]
+    """The same by modality of the predicted token; modalities that did not occur are missing."""
+    num_tokens: dict[str, float]
+    """Summed loss weights by modality."""
+    gradient_norm: float
+    """Before clipping."""
+    is_skipped: bool
+    """The gradient was not finite, so the weights stayed as they were."""
+
+
+class Engine(Protocol):
+    """Turns micro-batches into new weights. All ranks call every method, each with its own data rank's batches."""
+
+    model: MostModel
+
+    def step(self, batches: Sequence[PackedBatch], learning_rate: float) -> StepReport:
+        """One optimizer step over this rank's micro-batches (host tensors, equal in number and shape on all ranks)."""
+        ...
+
+    def evaluate(self, batches: Sequence[PackedBatch]) -> LossTerms:
+        """Losses over all ranks' batches, without learning."""
+        ...

@@ -1,0 +1,94 @@
+"""The plain engine: torch's AdamW on every rank's own weights, for reading, for tests, and for runs that need no ZeRO.
+
+It works in every layout. Below float32 it keeps float32 masters: the optimizer moves those, the model gets rounded copies.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import torch
+
+from megatron_most.config import Plan
+from megatron_most.data import PackedBatch, check_batch
+from megatron_most.engine.gradients import clip_gradients, gradient_norm, reduce_gradients
+from megatron_most.engine.interface import StepReport
+from megatron_most.engine.schedule import run_micro_batches
+from megatron_most.errors import MostError
+from megatron_most.model import LossTerms, MostModel
+from megatron_most.moe import move_biases
+from megatron_most.parallel import Groups
+from megatron_most.runtime import agree
+
+
+class PlainEngine:
+    """See interface.Engine."""
+
+    def __init__(self, model: MostModel, plan: Plan, groups: Groups) -> None:
+        self.model, self.plan, self.groups = model, plan, groups
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self.masters = [weight if weight.dtype == torch.float32 else _master(weight) for weight in self.weights]
+        train = plan.config.train
+        decayed = [weight for weight in self.masters if weight.ndim > 1]
+        others = [weight for weight in self.masters if weight.ndim <= 1]
+        self.optimizer = torch.optim.AdamW(
+            [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}],
+            lr=train.learning_rate,
+            betas=train.betas,
+            eps=train.epsilon,
+        )
+
+    def step(self, batches: Sequence[PackedBatch], learning_rate: float) -> StepReport:
+        """See interface.Engine."""
+        self._check(batches)
+        self.model.train()
+        for weight in self.weights:
+            weight.grad = None
+        terms = run_micro_batches(self.model, batches, self.groups)
+        reduce_gradients(self.weights, self.groups)
+        norm = gradient_norm(self.weights, self.groups)
+        if math.isfinite(norm):
+            clip_gradients(self.weights, norm, self.plan.config.train.clip)
+            self._move(learning_rate)
+            move_biases(self.model, self.groups.tokens)
+        return StepReport(
+            loss=float(terms.mean),
+            losses=terms.means,
+            num_tokens=terms.weights,
+            gradient_norm=norm,
+            is_skipped=not math.isfinite(norm),
+        )
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[PackedBatch]) -> LossTerms:
+        """See interface.Engine."""
+        self._check(batches)
+        self.model.eval()
+        return run_micro_batches(self.model, batches, self.groups, forward_only=True)
+
+    def _check(self, batches: Sequence[PackedBatch]) -> None:
+        """Every rank looks at its own batches; if one finds something wrong, all of them raise it."""
+        found: MostError | None = None
+        try:
+            for batch in batches:
+                check_batch(batch, self.plan)
+        except MostError as error:
+            found = error
+        agree(found)
+
+    def _move(self, learning_rate: float) -> None:
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            if master is not weight:
+                assert weight.grad is not None, "reduce_gradients fills every gradient"
+                master.grad = weight.grad.float()
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.optimizer.step()
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            if master is not weight:
+                weight.data.copy_(master.data)
+
+
+def _master(weight: torch.nn.Parameter) -> torch.nn.Parameter:
+    return torch.nn.Parameter(weight.detach().float().clone())

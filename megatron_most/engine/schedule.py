@@ -1,0 +1,80 @@
+"""One pass of micro-batches through Core's schedules (1F1B with pipeline stages), giving sums.
+
+What is minimised: sum of token losses / tokens in the global batch + sum of auxiliary losses / rows in the global batch.
+Both denominators are counted over all data ranks first, so nothing is a mean of means: any data-parallel size, micro-batch
+size or weight-0 filler row gives the same gradient. Core multiplies the loss and the auxiliary losses by `grad_scale_func`.
+"""
+
+# B rows, S sequence, M tags
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_most.data import PackedBatch
+from megatron_most.model import LossTerms, MostModel, loss_terms
+from megatron_most.parallel import Groups
+from megatron_most.upstream import piece
+from megatron_most.vocab import TAG_NAMES
+
+
+def run_micro_batches(
+    model: MostModel, batches: Sequence[PackedBatch], groups: Groups, *, loss_scale: float = 1.0, forward_only: bool = False
+) -> LossTerms:
+    """Forward (and backward, adding into .grad) over this data rank's micro-batches; every rank gets the global LossTerms.
+
+    All ranks call it, with the same number of micro-batches of the same shape.
+    """
+    device = next(model.parameters()).device
+    batches = [batch.to(device) for batch in batches]
+    weights, rows = _count_globally(batches, groups, device)
+    model.config.grad_scale_func = lambda value: value * (loss_scale / rows)
+    rank, ranks = groups.context.rank(), groups.context.size()
+
+    def forward_step(iterator: Iterator[PackedBatch], model: MostModel) -> tuple[torch.Tensor, Any]:
+        batch = next(iterator)
+
+        def loss(loss_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, LossTerms]:
+            terms = loss_terms(loss_BS, piece(batch.loss_weights_BS, rank, ranks), piece(batch.label_tags_BS, rank, ranks))
+            detached = LossTerms(terms.loss_sum_M.detach(), terms.weight_sum_M)
+            return terms.loss_sum_M.sum() * (rows / weights), torch.ones((), dtype=torch.int, device=device), detached
+
+        return model(batch), loss
+
+    done = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter(batches),
+        model=[model],
+        num_microbatches=len(batches),
+        seq_length=batches[0].tokens_BS.size(1),
+        micro_batch_size=batches[0].num_rows,
+        forward_only=forward_only,
+    )
+    return _add_up(done, groups, device)
+
+
+def _count_globally(batches: Sequence[PackedBatch], groups: Groups, device: torch.device) -> tuple[float, float]:
+    """Loss weights and rows that are not all filler, over all data ranks; at least 1 each."""
+    weights = sum(batch.loss_weights_BS.double().sum() for batch in batches)
+    rows = sum((~batch.is_pad_BS).any(-1).sum().double() for batch in batches)
+    both = torch.stack([torch.as_tensor(weights, device=device), torch.as_tensor(rows, device=device)])
+    if groups.data.size() > 1:
+        dist.all_reduce(both, group=groups.data)
+    weights, rows = both.tolist()
+    return max(weights, 1e-20) if weights else 1.0, max(rows, 1.0)
+
+
+def _add_up(done: Sequence[LossTerms], groups: Groups, device: torch.device) -> LossTerms:
+    """Sum micro-batches, data ranks and context ranks; the last stage has them, all stages get them."""
+    total = torch.zeros(2, len(TAG_NAMES), dtype=torch.float64, device=device)
+    for terms in done:
+        total += torch.stack([terms.loss_sum_M, terms.weight_sum_M])
+    dist.all_reduce(total, group=groups.data_context)
+    if groups.stages.size() > 1:  # other stages have zeros
+        dist.all_reduce(total, group=groups.stages)
+    return LossTerms(loss_sum_M=total[0], weight_sum_M=total[1])

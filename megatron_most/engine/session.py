@@ -1,0 +1,60 @@
+"""From a config to a running set of ranks, in the order that lets mistakes show before anything waits for anything.
+
+Find the launch, the device and the library versions; build the plan (ConfigError here, on every rank alike); only then start
+torch.distributed and Core's groups. Leaving by an exception never waits for other ranks (see runtime/ranks.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+from megatron_most.config import Plan, RunConfig, build
+from megatron_most.model import core_config
+from megatron_most.parallel import Groups, start_groups, stop_groups
+from megatron_most.runtime import Device, Launch, Ranks, find_device, find_launch, process_group, quiet_upstream, seed_everything
+from megatron_most.upstream import find_facts, prepare
+
+
+@dataclass(frozen=True)
+class Session:
+    """A rank that has met the others."""
+
+    plan: Plan
+    groups: Groups
+    ranks: Ranks
+
+    @property
+    def device(self) -> Device:
+        return self.ranks.device
+
+
+def make_plan(config: RunConfig, world_size: int, device: Device) -> Plan:
+    """Every check there is, without a process group."""
+    plan = build(config, find_facts(world_size, device.kind))
+    core_config(plan)  # Core has opinions of its own
+    return plan
+
+
+@contextmanager
+def open_groups(plan: Plan, ranks: Ranks) -> Iterator[Session]:
+    """Core's groups over ranks that have met; one layout at a time in a process."""
+    quiet_upstream()
+    prepare(ranks.device.kind)
+    seed_everything(plan.config.train.seed)
+    groups = start_groups(plan.layout, plan.config.train.seed)
+    try:
+        yield Session(plan, groups, ranks)
+    finally:
+        stop_groups()
+
+
+@contextmanager
+def open_session(config: RunConfig, launch: Launch | None = None) -> Iterator[Session]:
+    """The whole way, for one process as for many."""
+    launch = launch or find_launch()
+    device = find_device(config.device, launch.local_rank)
+    plan = make_plan(config, launch.world_size, device)
+    with process_group(launch, device) as ranks, open_groups(plan, ranks) as session:
+        yield session

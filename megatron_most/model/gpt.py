@@ -1,0 +1,79 @@
+"""MostModel: Core's GPTModel that takes tags with its tokens, and continuous speech in place of embeddings.
+
+Tags travel as boolean planes in `padding_mask` (see moe/planes.py). Core's own `_preprocess` insists on a mask of the ids'
+shape and cuts it under sequence parallelism on the first pipeline stage only; ours cuts it on every stage. Document bounds
+travel in `attention_mask` (see upstream/attention.py). Context parallelism cuts everything but the bounds, first.
+"""
+
+# B rows, S sequence, P planes, F width of continuous features
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.models.gpt import GPTModel
+
+from megatron_most.config import Plan
+from megatron_most.data import PackedBatch
+from megatron_most.model.core_config import core_config
+from megatron_most.model.specs import block_spec
+from megatron_most.model.wave import WaveProjector
+from megatron_most.moe import to_planes
+from megatron_most.parallel import Groups
+from megatron_most.upstream import piece
+
+
+class MostModel(GPTModel):
+    """One pipeline stage of the model. `forward` gives loss per token [B, S] with labels, else logits."""
+
+    def __init__(self, plan: Plan, groups: Groups) -> None:
+        config = core_config(plan)
+        model = plan.config.model
+        super().__init__(
+            config,
+            block_spec(config, plan),
+            plan.tokens.vocab_size,
+            model.max_positions,
+            pre_process=groups.is_first_stage,
+            post_process=groups.is_last_stage,
+            position_embedding_type="rope",
+            rotary_base=model.rope_theta,  # type: ignore[arg-type]
+            rope_scaling=model.rope == "llama3",
+            rope_scaling_factor=model.rope_factor,
+            share_embeddings_and_output_weights=model.tied_embeddings,
+        )
+        self.plan, self.groups = plan, groups
+        self.wave = WaveProjector(model.wave_size, config) if model.wave_size and groups.is_first_stage else None
+
+    def forward(self, batch: PackedBatch, *, with_labels: bool = True) -> torch.Tensor:  # type: ignore[override]
+        """Whole sequences in; this context rank's piece of the result out."""
+        rank, ranks = self.groups.context.rank(), self.groups.context.size()
+        cut = lambda x: piece(x, rank, ranks)  # noqa: E731
+        tokens_BS = cut(batch.tokens_BS)
+        positions_BS = torch.arange(batch.tokens_BS.size(1), device=tokens_BS.device).expand_as(batch.tokens_BS)
+        decoder_input = None
+        if self.wave is not None and batch.wave_BSF is not None and batch.is_wave_BS is not None:
+            embedded_SBD = self.embedding(input_ids=tokens_BS, position_ids=cut(positions_BS))
+            wave, is_wave = (self._cut_for_tensor_ranks(cut(x)) for x in (batch.wave_BSF, batch.is_wave_BS))
+            decoder_input = self.wave(embedded_SBD, wave, is_wave)
+        return super().forward(
+            tokens_BS,
+            cut(positions_BS),
+            batch.documents_BS if batch.is_packed else None,  # type: ignore[arg-type]
+            decoder_input=decoder_input,
+            labels=cut(batch.labels_BS) if with_labels else None,
+            padding_mask=to_planes(cut(batch.tags_BS), cut(batch.is_pad_BS)),
+        )
+
+    def _preprocess(self, *args: Any, padding_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
+        out = super()._preprocess(*args, **kwargs)
+        if padding_mask is not None:
+            padding_mask = self._cut_for_tensor_ranks(padding_mask)
+        return (*out[:5], padding_mask, *out[6:])
+
+    def _cut_for_tensor_ranks(self, x: torch.Tensor) -> torch.Tensor:
+        """Under sequence parallelism this tensor rank's part of dim 1."""
+        if not self.config.sequence_parallel:
+            return x
+        return x.chunk(self.groups.tensor.size(), dim=1)[self.groups.tensor.rank()].contiguous()

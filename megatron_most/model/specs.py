@@ -1,0 +1,33 @@
+"""Which module stands where in Core's GPT: its own local spec, with our norm, attention and router put in.
+
+Specs are what Core builds layers from; we edit what its factory returns, so that layers we do not touch stay stock.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from megatron_most.config import Plan
+from megatron_most.moe import ModalityRouter
+from megatron_most.upstream import MendedMLA, RMSNorm, SdpaAttention, submodules_of
+
+
+def block_spec(config: TransformerConfig, plan: Plan) -> Any:
+    """The spec of this pipeline stage's layers."""
+    spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
+    spec.layer_norm = RMSNorm
+    for layer in spec.layer_specs:  # layers of one kind share a spec object: the edits are idempotent
+        layer.submodules.input_layernorm = RMSNorm
+        layer.submodules.pre_mlp_layernorm = RMSNorm
+        attention = layer.submodules.self_attention
+        attention.submodules.core_attention = SdpaAttention
+        if plan.config.model.attention == "mla":
+            attention.module = MendedMLA
+        mlp = submodules_of(layer.submodules.mlp)
+        if plan.moe is not None and hasattr(mlp, "router"):
+            mlp.router = functools.partial(ModalityRouter, plan=plan.moe)
+    return spec

@@ -1,0 +1,31 @@
+"""Continuous speech features in place of token embeddings, through one linear map (MoST-C).
+
+Each feature vector stands at its own position with tag 1, and uses the audio experts like a unit would. Under sequence
+parallelism every tensor rank projects its own positions, so the weights are marked to be summed over tensor ranks.
+"""
+
+# B rows, S sequence (of this tensor rank), D width, F width of continuous features
+
+from __future__ import annotations
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+class WaveProjector(torch.nn.Module):
+    """x_d = W_df wave_f + b_d where there is wave, else the embedding."""
+
+    def __init__(self, wave_size: int, config: TransformerConfig) -> None:
+        super().__init__()
+        self.proj = torch.nn.Linear(wave_size, config.hidden_size, dtype=config.params_dtype)
+        assert config.init_method is not None, "TransformerConfig sets init_method"
+        config.init_method(self.proj.weight)
+        torch.nn.init.zeros_(self.proj.bias)
+        for weight in self.proj.parameters():
+            weight.sequence_parallel = config.sequence_parallel  # type: ignore[attr-defined]
+
+    def forward(self, embedded_SBD: torch.Tensor, wave_BSF: torch.Tensor, is_wave_BS: torch.Tensor) -> torch.Tensor:
+        is_wave_SB1 = is_wave_BS.T.unsqueeze(-1)
+        wave_BSF = wave_BSF.masked_fill(~is_wave_BS.unsqueeze(-1), 0.0)  # what stands elsewhere must not matter, NaN included
+        projected_SBD = self.proj(wave_BSF.to(self.proj.weight.dtype)).transpose(0, 1)
+        return torch.where(is_wave_SB1, projected_SBD, embedded_SBD)

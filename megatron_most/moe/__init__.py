@@ -1,0 +1,17 @@
+"""Modality-aware mixture of experts: groups and placement, gates, router, balance, telemetry; one file each."""
+
+from megatron_most.moe.planes import NUM_PLANES, from_planes, to_planes
+from megatron_most.moe.router import ModalityRouter, move_biases, routers
+from megatron_most.moe.telemetry import GroupTelemetry, LayerTelemetry, collect
+
+__all__ = [
+    "NUM_PLANES",
+    "GroupTelemetry",
+    "LayerTelemetry",
+    "ModalityRouter",
+    "collect",
+    "from_planes",
+    "move_biases",
+    "routers",
+    "to_planes",
+]

@@ -1,0 +1,89 @@
+"""Which experts each token gets, and with which weights: the two gates, as functions of logits and ownership.
+
+masked_softmax  p = softmax over the token's own group;    w = p of the top k (normalised on demand) * scale * c[group]
+reference       q = softmax over all experts, 0 outside the group, not renormalised;    w = q * scale, or q / (sum q + 1e-20)
+
+`reference` is the MoST release's rule to the letter: normalising drops `scale`, top-1 never normalises, and group-limited
+routing ranks its runs of experts by their UNMASKED maximum. Ids are published ids. All arithmetic is float32.
+"""
+
+# T tokens, E routed experts, K experts per token, R routing groups (runs of ids), G expert groups
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from megatron_most.config import MoEPlan
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What the gate decided."""
+
+    experts_TK: torch.Tensor
+    """Published ids; a slot that is not chosen holds an arbitrary id."""
+    weights_TK: torch.Tensor
+    """0 where not chosen."""
+    is_chosen_TK: torch.Tensor
+    """False for every slot of a shared-only token, and for slots that found no candidate."""
+
+
+def in_group_softmax(logits_TE: torch.Tensor, owned_TE: torch.Tensor) -> torch.Tensor:
+    """p_te: softmax over the owned experts; all 0 for a token that owns none (never NaN, gradients included)."""
+    owns_any_T1 = owned_TE.any(-1, keepdim=True)
+    masked_TE = logits_TE.masked_fill(owns_any_T1 & ~owned_TE, float("-inf"))
+    return masked_TE.softmax(-1).masked_fill(~owned_TE, 0.0)
+
+
+def masked_full_softmax(logits_TE: torch.Tensor, owned_TE: torch.Tensor) -> torch.Tensor:
+    """q'_te: softmax over all experts, then 0 outside the group; a row sums to the token's in-group mass."""
+    return logits_TE.softmax(-1).masked_fill(~owned_TE, 0.0)
+
+
+def choose(
+    logits_TE: torch.Tensor,
+    owned_TE: torch.Tensor,
+    constant_T: torch.Tensor | None,
+    bias_E: torch.Tensor | None,
+    plan: MoEPlan,
+) -> Choice:
+    """Apply the plan's gate. `constant_T` is each token's saved group constant (masked_softmax), `bias_E` shifts the choice
+    of experts, never their weights."""
+    if plan.gate == "masked_softmax":
+        scores_TE = in_group_softmax(logits_TE, owned_TE)
+        run_scores_TE = scores_TE
+    else:
+        scores_TE = masked_full_softmax(logits_TE, owned_TE)
+        run_scores_TE = logits_TE.softmax(-1)  # unmasked, as released
+    # Rank with -inf outside the group: an owned score that underflowed to 0 must still beat a foreign one.
+    shifted_TE = scores_TE.detach() if bias_E is None else scores_TE.detach() + bias_E
+    ranking_TE = shifted_TE.masked_fill(~owned_TE, float("-inf"))
+    if plan.routing_groups_kept < plan.routing_groups:
+        ranking_TE = _limit_to_runs(ranking_TE, run_scores_TE.detach(), owned_TE, plan.routing_groups, plan.routing_groups_kept)
+    best_TK, experts_TK = ranking_TE.topk(plan.top_k, dim=-1)
+    is_chosen_TK = best_TK > float("-inf")
+    weights_TK = scores_TE.gather(-1, experts_TK).masked_fill(~is_chosen_TK, 0.0)
+    normalise = plan.normalise_top_k and plan.top_k > 1
+    if normalise:
+        weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
+    if plan.gate == "masked_softmax" or not normalise:
+        weights_TK = weights_TK * plan.scale
+    if constant_T is not None:
+        weights_TK = weights_TK * constant_T.unsqueeze(-1)
+    return Choice(experts_TK, weights_TK, is_chosen_TK)
+
+
+def _limit_to_runs(
+    ranking_TE: torch.Tensor, run_scores_TE: torch.Tensor, owned_TE: torch.Tensor, runs: int, kept: int
+) -> torch.Tensor:
+    """Group-limited routing: only experts in the `kept` best of `runs` equal runs of ids stay in the ranking.
+
+    A run scores its best expert; one without any expert of the token's modality comes last.
+    """
+    in_runs = (ranking_TE.size(0), runs, -1)
+    has_own_TR = owned_TE.view(in_runs).any(-1)
+    best_TR = run_scores_TE.reshape(in_runs).amax(-1).masked_fill(~has_own_TR, -1.0)
+    kept_TR = torch.zeros_like(has_own_TR).scatter(1, best_TR.topk(kept, dim=-1).indices, True)
+    return ranking_TE.view(in_runs).masked_fill(~kept_TR.unsqueeze(-1), float("-inf")).view_as(ranking_TE)

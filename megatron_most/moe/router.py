@@ -1,0 +1,150 @@
+"""The modality-indexed router: Megatron-Core's TopKRouter with our gate, balance and placement.
+
+It takes hidden states [S, B, D] and tag planes [S, B, P] (through Core's `padding_mask`), and gives Core's dispatcher what
+it wants: weights and a boolean map, [T, slots]. Columns are slots, everything before them is in published ids.
+Pads are routed by their tag like any token (their output is never read); they count in no loss and no telemetry.
+"""
+
+# S sequence, B batch, T = S*B tokens, D width, E routed experts, K experts per token, G expert groups, P tag planes
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
+from megatron.core.transformer.moe.router import TopKRouter
+
+from megatron_most.config import MoEPlan
+from megatron_most.errors import DataError
+from megatron_most.moe import balance
+from megatron_most.moe.gates import Choice, choose, in_group_softmax, masked_full_softmax
+from megatron_most.moe.groups import GroupTables
+from megatron_most.moe.planes import NUM_PLANES, from_planes
+from megatron_most.moe.telemetry import RouterSums
+
+FLOAT32_BUFFERS = ("group_constant", "expert_bias")
+
+
+class ModalityRouter(TopKRouter):
+    """Chooses experts of the token's own modality. Saved with the weights: group_constant (masked_softmax), expert_bias."""
+
+    group_constant: torch.Tensor | None
+    expert_bias: torch.Tensor | None
+
+    def __init__(self, config: Any, pg_collection: Any = None, *, plan: MoEPlan, **kwargs: Any) -> None:
+        super().__init__(config=config, pg_collection=pg_collection, **kwargs)
+        self.plan = plan
+        self.tables = GroupTables(plan)
+        self.sums = RouterSums(plan)
+        constant = torch.ones(len(plan.groups)) if plan.gate == "masked_softmax" else None
+        bias = torch.zeros(plan.num_experts) if plan.bias_rate else None
+        for name, value in zip(FLOAT32_BUFFERS, (constant, bias), strict=True):
+            if hasattr(self, name):  # TopKRouter sets expert_bias = None
+                delattr(self, name)
+            self.register_buffer(name, value)
+
+    def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ModalityRouter:
+        """model.bfloat16() must not round the saved constants, nor the sums that telemetry counts in."""
+        kept = {name: value for name in FLOAT32_BUFFERS if (value := getattr(self, name)) is not None}
+        super()._apply(fn, recurse)
+        for name, value in kept.items():
+            setattr(self, name, value.to(getattr(self, name).device))
+        return self
+
+    def gating(self, input: torch.Tensor) -> torch.Tensor:
+        """Logits in float32, whatever the model's precision (Core's own function needs Transformer Engine)."""
+        return F.linear(input.float(), self.weight.float())
+
+    def routing(self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """logits [S, B, E], planes [S, B, P] -> weights [T, E] and map [T, E], columns by slot."""
+        if padding_mask is None or padding_mask.ndim != 3 or padding_mask.size(-1) != NUM_PLANES:
+            shape = None if padding_mask is None else tuple(padding_mask.shape)
+            raise DataError(f"layer {self.layer_number}: tokens arrived without tags (planes {shape}); pass tag planes as padding_mask")
+        length, batch, num_experts = logits.shape
+        tags_T, is_pad_T = (part.flatten() for part in from_planes(padding_mask))
+        logits_TE = logits.reshape(-1, num_experts)
+        owned_TE = self.tables.owns_ME[tags_T]
+        constant_T = None
+        if self.group_constant is not None:
+            constant_T = self.group_constant[self.tables.group_of_tag_M[tags_T]]  # shared-only rows: any; weights are 0
+        choice = choose(logits_TE, owned_TE, constant_T, self.expert_bias, self.plan)
+        counted_T = owned_TE.any(-1) & ~is_pad_T
+        weights_TK = choice.weights_TK
+        if torch.is_grad_enabled():  # once per token: under recompute the first pass runs without gradients
+            count_TE = _count(choice, counted_T, num_experts)
+            self.sums.add(logits_TE.detach(), owned_TE, count_TE, tags_T, is_pad_T, counted_T, self.tables)
+            if self.training and (self.plan.aux_loss != "none" or self.plan.z_coefficient):
+                aux = self._auxiliary(logits_TE, owned_TE, choice, count_TE, counted_T, (length, batch))
+                weights_TK = MoEAuxLossAutoScaler.apply(weights_TK, aux)
+        slots_TK = self.tables.slot_of_E[choice.experts_TK]
+        weights_TE = torch.zeros_like(logits_TE).scatter(1, slots_TK, weights_TK)
+        map_TE = torch.zeros_like(owned_TE).scatter(1, slots_TK, choice.is_chosen_TK)
+        return weights_TE, map_TE
+
+    def _auxiliary(
+        self, logits_TE: torch.Tensor, owned_TE: torch.Tensor, choice: Choice, count_TE: torch.Tensor,
+        counted_T: torch.Tensor, shape: tuple[int, int],
+    ) -> torch.Tensor:  # fmt: skip
+        """The weighted auxiliary losses of this micro-batch: a sum over its sequences (see balance.py)."""
+        plan, total = self.plan, logits_TE.new_zeros(())
+        if plan.aux_loss == "group":
+            probs_TE = in_group_softmax(logits_TE, owned_TE).masked_fill(~counted_T.unsqueeze(-1), 0.0)
+            value = balance.group_loss(
+                probs_TE.unflatten(0, shape), count_TE.unflatten(0, shape), self.tables.owns_GE, plan.top_k, plan.aux_scope,
+                self.tp_cp_group,
+            )  # fmt: skip
+            total = total + plan.aux_coefficient * value
+        elif plan.aux_loss == "reference":
+            everything = plan.aux_counts_everything
+            in_means_T = torch.ones_like(counted_T) if everything else counted_T
+            if everything:  # the release counts the tied slots of shared-only tokens as well
+                ones_TK = torch.ones_like(choice.weights_TK)
+                count_TE = torch.zeros_like(logits_TE).scatter(1, choice.experts_TK, ones_TK)
+            scores_TE = masked_full_softmax(logits_TE, owned_TE).masked_fill(~in_means_T.unsqueeze(-1), 0.0)
+            value = balance.reference_loss(
+                scores_TE.unflatten(0, shape), count_TE.unflatten(0, shape), in_means_T.unflatten(0, shape), plan.top_k,
+                plan.aux_scope, self.tp_cp_group,
+            )  # fmt: skip
+            total = total + plan.aux_coefficient * value
+        if plan.z_coefficient:
+            seen_TE = logits_TE
+            if plan.gate == "masked_softmax":
+                seen_TE = logits_TE.masked_fill(owned_TE.any(-1, keepdim=True) & ~owned_TE, float("-inf"))
+            log_sum_SB = seen_TE.logsumexp(-1).unflatten(0, shape)
+            value = balance.z_loss(log_sum_SB, counted_T.unflatten(0, shape), plan.aux_scope, self.tp_cp_group)
+            total = total + plan.z_coefficient * value
+        return total
+
+
+def routers(model: torch.nn.Module) -> list[ModalityRouter]:
+    """The routers of this rank's layers, in order."""
+    return [module for module in model.modules() if isinstance(module, ModalityRouter)]
+
+
+@torch.no_grad()
+def move_biases(model: torch.nn.Module, ranks: dist.ProcessGroup | None) -> None:
+    """After an optimizer step: shift every layer's choice bias by the load since the last one (no-op without bias_rate).
+
+    `ranks` hold other tokens of the same layers (tensor x context x data parallel); all of them call it.
+    """
+    mine = [router for router in routers(model) if router.expert_bias is not None]
+    if not mine:
+        return
+    load = torch.stack([router.sums.parts()[1] for router in mine])
+    if ranks is not None and ranks.size() > 1:
+        dist.all_reduce(load, group=ranks)
+    for router, load_E in zip(mine, load, strict=True):
+        assert router.expert_bias is not None
+        moved = balance.moved_bias(router.expert_bias.double(), load_E, router.tables.owns_GE, router.plan.bias_rate)
+        router.expert_bias.copy_(moved)
+        router.sums.parts()[1].zero_()
+
+
+def _count(choice: Choice, counted_T: torch.Tensor, num_experts: int) -> torch.Tensor:
+    """1.0 where a counted token chose an expert, [T, E] in published ids."""
+    ones_TK = (choice.is_chosen_TK & counted_T.unsqueeze(-1)).float()
+    return ones_TK.new_zeros(ones_TK.size(0), num_experts).scatter(1, choice.experts_TK, ones_TK)

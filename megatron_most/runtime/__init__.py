@@ -1,0 +1,49 @@
+"""Everything about processes, machines and files that knows nothing of MoST.
+
+Which rank this is (launch.py), what it computes on (device.py), how ranks meet, agree and end together (ranks.py,
+watch.py), and lines, bars and files (log.py, progress.py, files.py). Importing this does not import torch.
+"""
+
+from megatron_most.runtime.device import (
+    CPU_BACKEND,
+    GPU_BACKEND,
+    Device,
+    deterministic,
+    find_device,
+    num_devices,
+    seed_everything,
+    set_threads,
+)
+from megatron_most.runtime.files import confine, ensure_new_folder, sha256_file, sync_folder, write_atomically
+from megatron_most.runtime.launch import Launch, expand_nodelist, find_launch
+from megatron_most.runtime.log import get_logger, get_rank, quiet_upstream, redact, set_rank
+from megatron_most.runtime.progress import progress
+from megatron_most.runtime.ranks import Ranks, agree, process_group
+
+__all__ = [
+    "CPU_BACKEND",
+    "GPU_BACKEND",
+    "Device",
+    "Launch",
+    "Ranks",
+    "agree",
+    "confine",
+    "deterministic",
+    "ensure_new_folder",
+    "expand_nodelist",
+    "find_device",
+    "find_launch",
+    "get_logger",
+    "get_rank",
+    "num_devices",
+    "process_group",
+    "progress",
+    "quiet_upstream",
+    "redact",
+    "seed_everything",
+    "set_rank",
+    "set_threads",
+    "sha256_file",
+    "sync_folder",
+    "write_atomically",
+]

@@ -1,0 +1,127 @@
+"""What a rank computes on. Every word that names a kind of device or its backend is in this file.
+
+`find_device` turns the wish of a recipe and the local rank into a `Device`. On a GPU the process group gets a backend
+for CPU tensors as well, so that counts, flags and errors travel between ranks without waiting for the GPU. torch is
+imported where it is needed: finding the launch and printing a usage line must not cost seconds.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import resource
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from megatron_most.errors import ConfigError, LayoutError
+
+if TYPE_CHECKING:
+    import torch
+
+CPU_BACKEND = "gloo"
+GPU_BACKEND = "nccl"
+
+
+@dataclass(frozen=True)
+class Device:
+    """The CPU, or one GPU of this node."""
+
+    kind: Literal["cpu", "gpu"]
+    index: int = 0
+
+    @property
+    def torch_device(self) -> torch.device:
+        import torch
+
+        return torch.device("cpu") if self.kind == "cpu" else torch.device("cuda", self.index)
+
+    @property
+    def backend(self) -> str:
+        """What `torch.distributed.init_process_group` wants to hear."""
+        return CPU_BACKEND if self.kind == "cpu" else f"cpu:{CPU_BACKEND},cuda:{GPU_BACKEND}"
+
+    @property
+    def bf16_ok(self) -> bool:
+        """Whether bf16 is computed as such. A CPU does it, slowly; a GPU older than Ampere only imitates it."""
+        import torch
+
+        return self.kind == "cpu" or torch.cuda.is_bf16_supported(including_emulation=False)
+
+    def synchronize(self) -> None:
+        """Wait for the work queued on the device, so that a clock read next means something."""
+        if self.kind == "gpu":
+            import torch
+
+            torch.cuda.synchronize(self.index)
+
+    def max_memory_bytes(self) -> int:
+        """Most bytes ever in use: tensors on the GPU since `reset_memory_stats`, or the whole process on a CPU."""
+        if self.kind == "cpu":
+            return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024  # Linux counts it in KiB
+        import torch
+
+        return torch.cuda.max_memory_allocated(self.index)
+
+    def reset_memory_stats(self) -> None:
+        """Count GPU memory from here. The peak of a CPU process is kept by the kernel and cannot be reset."""
+        if self.kind == "gpu":
+            import torch
+
+            torch.cuda.reset_peak_memory_stats(self.index)
+
+
+def find_device(wanted: Literal["auto", "cpu", "gpu"] = "auto", local_rank: int = 0) -> Device:
+    """This rank's device, made torch's current one. "auto" is a GPU where the node has any."""
+    if wanted not in ("auto", "cpu", "gpu"):
+        raise ConfigError("device", wanted, "no such kind of device", 'use "auto", "cpu" or "gpu"')
+    if wanted == "cpu":
+        return Device("cpu")
+    found = num_devices()
+    if found == 0:
+        if wanted == "gpu":
+            wrong = "torch finds no GPU in this process"
+            raise ConfigError("device", wanted, wrong, 'use "cpu" or "auto", or ask the scheduler for GPUs')
+        return Device("cpu")
+    # Slurm can show each task its own GPU only: one visible device is this rank's, whatever its local rank.
+    index = 0 if found == 1 else local_rank
+    if index >= found:
+        raise LayoutError(f"local rank {local_rank} has no GPU: the node shows {found}; start at most {found} per node")
+    import torch
+
+    torch.cuda.set_device(index)
+    return Device("gpu", index)
+
+
+def num_devices() -> int:
+    """GPUs this process may use. Asking does not start a GPU context, so the process can still fork."""
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def seed_everything(seed: int) -> None:
+    """Seed python, numpy and torch; torch passes the seed on to every GPU."""
+    import numpy
+    import torch
+
+    random.seed(seed)
+    numpy.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def deterministic(on: bool = True) -> None:
+    """Same numbers from the same run on the same machine, at some cost in speed. Call before the first GPU work."""
+    import torch
+
+    if on:
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # cuBLAS reads it when its first handle is made
+    torch.use_deterministic_algorithms(on)
+    torch.backends.cudnn.deterministic = on
+    torch.backends.cudnn.benchmark = False
+
+
+def set_threads(num_threads: int) -> None:
+    """CPU threads of this process. A forked child must call it with 1 before any torch work, or it may hang."""
+    import torch
+
+    torch.set_num_threads(num_threads)

@@ -1,0 +1,117 @@
+"""Ranks end together: a rank that fails tells the others, which end even while they are blocked in a collective.
+
+Each rank polls one key of the store from a daemon thread with a connection of its own, for a client that waits in one
+thread blocks in all. The first rank to fail writes the key; every other rank prints that line and ends its process,
+after a moment in which its own error may still come up. Where the store itself is gone, rank 0 was killed, and the
+others end as well. Silence is left to the collectives' timeout and to the scheduler: a job that ends by itself before
+Slurm has noticed the lost node is not requeued.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import socket
+import sys
+import threading
+import time
+from contextlib import suppress
+from typing import TYPE_CHECKING
+
+from megatron_most.runtime.launch import Launch
+from megatron_most.runtime.log import get_logger, one_line
+
+if TYPE_CHECKING:
+    from torch.distributed import Store
+
+POLL_S = 0.5  # how often a rank looks whether another has failed
+GRACE_S = 2.0  # from reading of a failure to the end of this process, unless it leaves by itself
+READ_S = 5.0  # how long the rank that keeps the store waits for all others to have read it
+LEAVE_S = 20.0  # how long a rank that failed may take to end: destructors of a broken process group can block
+_MOST_CHARACTERS = 4000
+
+_log = get_logger(__name__)
+
+
+class Watch:
+    """The watching of one rank, from construction to `stop` or `report`. The store connection must be its own."""
+
+    def __init__(self, launch: Launch, store: Store) -> None:
+        self._launch, self._store = launch, store
+        self._leaving = threading.Event()
+        self._thread = threading.Thread(target=self._poll, name="watch", daemon=True)
+        self._thread.start()
+
+    def report(self, error: BaseException) -> None:
+        """Log why this rank leaves and tell the others. The process must end now: it is made to after LEAVE_S.
+
+        The timer is a thread of C that needs no GIL, so it also ends a process that hangs in its last destructors.
+        """
+        self._leaving.set()
+        faulthandler.dump_traceback_later(LEAVE_S, exit=True, file=2)
+        name = f"rank {self._launch.rank} on {socket.gethostname()}"
+        mine = one_line(f"{name}: {type(error).__name__}: {error}")[:_MOST_CHARACTERS]
+        _log.error("%s", mine)
+        try:
+            first = self._store.compare_set("failed", "", mine).decode()
+            if first != mine:
+                _log.error("ends after %s", first)
+            self._let_all_read()
+        except RuntimeError:
+            _log.error("%s", self._store_is_gone())
+
+    def stop(self) -> None:
+        """Stop watching, after a collective that all ranks have passed."""
+        self._leaving.set()
+        self._thread.join(READ_S)  # a daemon: should the store be silent, it is left behind
+
+    def leave(self) -> None:
+        """Let the rank that keeps the store wait, for a bounded time, until all others have stopped watching it."""
+        try:
+            left = self._store.add("left", 1)
+            until = time.monotonic() + READ_S
+            while self._launch.hosts_store and left < self._launch.world_size and time.monotonic() < until:
+                time.sleep(0.02)
+                left = self._store.add("left", 0)
+        except RuntimeError:  # we come more than READ_S after the others and nobody waits for us any more
+            _log.warning("left after the store of rank 0 had gone")
+
+    def _poll(self) -> None:
+        why = None
+        while why is None:
+            if self._leaving.wait(POLL_S):
+                return
+            try:
+                if self._store.check(["failed"]):
+                    why = f"ends after {self._store.get('failed').decode()}"
+            except RuntimeError:
+                why = self._store_is_gone()
+        if self._leaving.is_set():
+            return
+        _log.error("%s", why)
+        # Whatever blocks from here on, flushing included, the process ends.
+        faulthandler.dump_traceback_later(GRACE_S + READ_S + POLL_S, exit=True, file=2)
+        self._end()
+
+    def _end(self) -> None:
+        until = time.monotonic() + GRACE_S
+        with suppress(RuntimeError):  # the store is gone, and with it the reason to wait
+            self._let_all_read()
+        if self._leaving.wait(max(0.0, until - time.monotonic())):
+            return  # the main thread has an error of its own and is leaving with it
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(1)
+
+    def _let_all_read(self) -> None:
+        """Note that this rank knows; the one that keeps the store waits until all others do, at most READ_S."""
+        self._store.set(f"seen/{self._launch.rank}", "1")
+        everyone = [f"seen/{rank}" for rank in range(self._launch.world_size)]
+        until = time.monotonic() + READ_S
+        while self._launch.hosts_store and not self._store.check(everyone) and time.monotonic() < until:
+            time.sleep(0.1)
+
+    def _store_is_gone(self) -> str:
+        keeper = "torchrun's agent" if self._launch.agent_restarts is not None else "rank 0"
+        at = self._launch.store_file or f"{self._launch.address}:{self._launch.port}"
+        return f"ends after the store of {keeper} at {at} is gone: it was killed, or its node was lost"

@@ -1,0 +1,11 @@
+"""Reading layer specs across versions: 0.16 makes ModuleSpecs, 0.19 makes partials of the module with the same submodules."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+
+def submodules_of(spec: Any) -> Any:
+    """The submodules a spec will be built with; editing them edits the spec."""
+    return spec.keywords["submodules"] if isinstance(spec, functools.partial) else getattr(spec, "submodules", None)

@@ -1,0 +1,42 @@
+"""Which Megatron-Core is installed, and whether we know it. The only room that compares versions is this one.
+
+Known to work: megatron-core >=0.16,<0.20 (0.16.1 on python 3.11, 0.19.2 on python 3.12). A version outside is refused before
+anything starts: its differences would show as silently different numbers.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from importlib.metadata import PackageNotFoundError, version
+
+from megatron_most.config import Facts
+from megatron_most.errors import UpstreamError
+
+OLDEST, NEWEST = (0, 16), (0, 19)
+
+
+def core_version() -> tuple[int, int]:
+    """(major, minor) of Megatron-Core, checked against the range we know."""
+    try:
+        found = version("megatron-core")
+    except PackageNotFoundError as error:
+        raise UpstreamError("megatron-core is not installed; run `make env`") from error
+    major, minor = (int("".join(c for c in part if c.isdigit()) or 0) for part in found.split(".")[:2])
+    if not OLDEST <= (major, minor) <= NEWEST:
+        raise UpstreamError(
+            f"megatron-core {found} is not known to work; versions known to work are >=0.16,<0.20; "
+            "run `make env`, or install one of those"
+        )
+    return major, minor
+
+
+def find_facts(world_size: int, device: str, *, is_training: bool = True) -> Facts:
+    """What config.build() needs to know about libraries and machine; `device` is "cpu" or "gpu"."""
+    assert device in ("cpu", "gpu"), f"find_facts: device {device!r}"
+    return Facts(
+        world_size=world_size,
+        device="cpu" if device == "cpu" else "gpu",
+        core_version=core_version(),
+        has_transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
+        is_training=is_training,
+    )

@@ -1,0 +1,155 @@
+"""Drills: ranks fail, are killed or hang up on the others, and everyone ends within seconds and says why.
+
+Each drill blocks some rank for longer than it may last, so that it passes only if that rank was ended from outside.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Literal
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from megatron_most.runtime import Ranks, watch
+from tests.harness import Outcome, RanksFailed, run_ranks
+
+BLOCKED_S = 60
+ALLOWED_S = 10
+
+
+def fail(body: Callable[..., None], world_size: int, meet: Literal["file", "tcp"]) -> list[Outcome]:
+    """Run a drill, and check that nobody hung and how long it took."""
+    start = time.monotonic()
+    with pytest.raises(RanksFailed) as failed:
+        run_ranks(body, world_size, meet=meet, timeout=BLOCKED_S / 2)
+    outcomes = failed.value.outcomes
+    assert not [o.rank for o in outcomes if o.hung], failed.value
+    assert time.monotonic() - start < ALLOWED_S, failed.value
+    assert all(o.exit_code != 0 for o in outcomes), failed.value
+    return outcomes
+
+
+def raise_while_others_reduce(ranks: Ranks) -> None:
+    ranks.barrier()
+    if ranks.rank == 1:
+        raise ValueError("utterance 17 is empty,\nfile a.wav")
+    dist.all_reduce(torch.ones(4))
+
+
+@pytest.mark.parametrize("meet", ["file", "tcp"])
+def test_a_raising_rank_ends_those_blocked_in_a_collective(meet: Literal["file", "tcp"]) -> None:
+    outcomes = fail(raise_while_others_reduce, 3, meet)
+    assert outcomes[1].error == "ValueError"
+    assert all(re.search("rank 1 on .*: ValueError: utterance 17 is empty, . file a.wav", o.stderr) for o in outcomes)
+
+
+def raise_while_others_compute(ranks: Ranks) -> None:
+    ranks.barrier()
+    if ranks.rank == 0:
+        raise ValueError("disk full on rank zero")
+    time.sleep(BLOCKED_S)
+
+
+def test_a_raising_rank_0_lives_until_the_others_have_read_why() -> None:
+    outcomes = fail(raise_while_others_compute, 3, "tcp")
+    assert all("ValueError: disk full on rank zero" in o.stderr for o in outcomes)
+    assert [o.exit_code for o in outcomes[1:]] == [1, 1] and not any(o.error for o in outcomes[1:])
+
+
+def raise_while_one_waits_for_another(ranks: Ranks) -> None:
+    ranks.barrier()
+    if ranks.rank == 1:
+        raise ValueError("nobody asked rank one")
+    if ranks.rank == 2:
+        time.sleep(BLOCKED_S)
+    dist.recv(torch.ones(4), src=2)  # no connection to rank 1 is in use here
+
+
+def test_a_raising_rank_ends_one_that_waits_for_a_third() -> None:
+    outcomes = fail(raise_while_one_waits_for_another, 3, "file")
+    assert all("ValueError: nobody asked rank one" in o.stderr for o in outcomes)
+
+
+def be_killed_while_others_reduce(ranks: Ranks) -> None:
+    ranks.barrier()
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    dist.all_reduce(torch.ones(4))
+
+
+def test_a_killed_rank_1_ends_those_blocked_in_a_collective() -> None:
+    outcomes = fail(be_killed_while_others_reduce, 3, "tcp")
+    assert outcomes[1].exit_code == -signal.SIGKILL
+    assert all("RuntimeError" in o.stderr for o in (outcomes[0], outcomes[2]))
+
+
+def be_killed_while_others_compute(ranks: Ranks) -> None:
+    ranks.barrier()
+    if ranks.rank == 0:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(BLOCKED_S)
+
+
+def test_a_killed_rank_0_ends_even_those_in_no_collective() -> None:
+    outcomes = fail(be_killed_while_others_compute, 3, "tcp")
+    assert outcomes[0].exit_code == -signal.SIGKILL
+    assert all("ends after the store of rank 0 at 127.0.0.1:" in o.stderr for o in outcomes[1:])
+
+
+def exit_while_others_compute(ranks: Ranks) -> None:
+    ranks.barrier()
+    if ranks.rank == 2:
+        sys.exit("told to stop")
+    time.sleep(BLOCKED_S)
+
+
+def test_a_rank_that_exits_early_ends_the_others() -> None:
+    outcomes = fail(exit_while_others_compute, 3, "file")
+    assert outcomes[2].error == "SystemExit" and all("SystemExit: told to stop" in o.stderr for o in outcomes)
+
+
+def raise_two_errors(ranks: Ranks) -> None:
+    ranks.barrier()
+    time.sleep(1.5 * ranks.rank)  # rank 1 fails by itself within the grace that follows rank 0's failure
+    raise ValueError(f"own error of rank {ranks.rank}")
+
+
+def test_a_rank_with_an_error_of_its_own_still_says_it() -> None:
+    outcomes = fail(raise_two_errors, 2, "tcp")
+    assert [o.message for o in outcomes] == ["own error of rank 0", "own error of rank 1"]
+    assert "ends after rank 0 on" in outcomes[1].stderr
+
+
+def raise_while_rank_0_is_frozen(ranks: Ranks) -> None:
+    watch.LEAVE_S = 1
+    ranks.barrier()
+    if ranks.rank == 0:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    time.sleep(0.5)
+    raise ValueError("nobody listens")
+
+
+def test_a_rank_that_cannot_tell_the_others_still_ends() -> None:
+    with pytest.raises(RanksFailed) as failed:
+        run_ranks(raise_while_rank_0_is_frozen, 2, meet="tcp", timeout=4)
+    frozen, other = failed.value.outcomes
+    assert frozen.hung and not other.hung and other.exit_code == 1
+    assert "ValueError: nobody listens" in other.stderr and "Timeout" in other.stderr
+
+
+def wait_at_the_end(ranks: Ranks) -> None:
+    if ranks.rank == 1:
+        time.sleep(1)
+        raise ValueError("failed last")
+
+
+def test_a_rank_that_is_done_does_not_wait_for_one_that_fails() -> None:
+    outcomes = fail(wait_at_the_end, 2, "tcp")
+    assert all("ValueError: failed last" in o.stderr for o in outcomes)
