@@ -1,7 +1,7 @@
 """One run as data: recipes (TOML), the command line, and every check before a process group exists. No torch here.
 
-    config = load_recipe("most-tiny")            # or from_command_line()
-    plan = build(config, facts)                  # raises ConfigError; facts come from runtime/ and upstream/
+config = load_recipe("most-tiny")            # or from_command_line()
+plan = build(config, facts)                  # raises ConfigError; facts come from runtime/ and upstream/
 """
 
 from megatron_most.config.build import build, token_map
@@ -17,6 +17,7 @@ from megatron_most.config.schema import (
     TokensConfig,
     TrainConfig,
 )
+from megatron_most.config.size import Size, count_parameters
 
 __all__ = [
     "EngineConfig",
@@ -29,9 +30,11 @@ __all__ = [
     "Plan",
     "RecomputeConfig",
     "RunConfig",
+    "Size",
     "TokensConfig",
     "TrainConfig",
     "build",
+    "count_parameters",
     "dump",
     "from_command_line",
     "load_recipe",

@@ -3,12 +3,14 @@
 A recipe is a TOML file, or the name of one shipped in `megatron_most/recipes`; it may extend another with
 `extends = "name"` (a shipped name, or a path relative to the recipe). Later wins: base recipe, recipe, command line. An
 unknown table or key is an error, a wrong type too: a typo must not train for a week.
+Names in [core] and [deepspeed] are upstream's; nested tables and dotted names mean the same there.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import difflib
+import sys
 import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,6 +20,7 @@ from megatron_most.config.schema import RunConfig
 from megatron_most.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
+UPSTREAM = ("core", "deepspeed")
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -30,20 +33,59 @@ def load_recipe(recipe: str | Path) -> RunConfig:
     return _from_table(RunConfig, _read(_find(recipe, Path.cwd()), ()), "")
 
 
-def from_command_line(args: Sequence[str] | None = None, default: str = "most-16b", prog: str | None = None) -> RunConfig:
-    """`--config NAME|FILE` first, then any field as `--table.field value`; `--help` lists them all with their defaults."""
+def from_command_line(
+    args: Sequence[str] | None = None, default: str = "most-16b", prog: str | None = None
+) -> RunConfig:
+    """`--config NAME|FILE` first, then any field as `--table.field value`; `--help` lists them with their defaults.
+
+    Upstream settings, which are not listed, are `--core.NAME VALUE` and `--deepspeed.DOTTED.NAME VALUE`, as in TOML.
+    """
     import argparse  # with tyro only here: a library user who reads recipes needs neither
-    import sys
 
     import tyro
 
-    words = list(sys.argv[1:] if args is None else args)
-    first = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
+    first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     first.add_argument("--config", default=default)
-    known, rest = first.parse_known_args(words)
+    known, words = first.parse_known_args(sys.argv[1:] if args is None else args)
     recipe = load_recipe(known.config)
-    teach = f"--config NAME|FILE comes first: a TOML recipe, or one of {', '.join(recipe_names())}. Defaults below: {known.config}."
-    return tyro.cli(RunConfig, args=rest, default=recipe, prog=prog, description=teach, config=(tyro.conf.AvoidSubcommands,))
+    upstream, words = _upstream_flags(words)
+    # tyro would replace a recipe's whole upstream table by what one flag says, so it sees the other fields only.
+    hints = {name: hint for name, hint in get_type_hints(RunConfig).items() if name not in UPSTREAM}
+    kind = dataclasses.make_dataclass("Fields", hints.items(), frozen=True, kw_only=True)
+    teach = (
+        f"--config NAME|FILE: a TOML recipe, or one of {', '.join(recipe_names())}; the defaults below are those of "
+        f"{known.config}. Settings of upstream libraries: --core.NAME VALUE, --deepspeed.NAME VALUE."
+    )
+    shown = kind(**{name: getattr(recipe, name) for name in hints})
+    said = tyro.cli(kind, args=words, default=shown, prog=prog, description=teach, config=(tyro.conf.AvoidSubcommands,))
+    fields = {name: getattr(said, name) for name in hints}
+    return replace(dataclasses.replace(recipe, **fields), upstream)
+
+
+def _upstream_flags(words: Sequence[str]) -> tuple[dict[str, Any], list[str]]:
+    """({"core.name": value} of the flags for upstream tables, the other words)."""
+    changes: dict[str, Any] = {}
+    rest: list[str] = []
+    left = iter(words)
+    for word in left:
+        flag, equals, text = word.partition("=")
+        if not flag.startswith(tuple(f"--{table}." for table in UPSTREAM)):
+            rest.append(word)
+            continue
+        name = flag.removeprefix("--").replace("-", "_")
+        value = text if equals else next(left, "--")
+        if value.startswith("--"):
+            raise ConfigError(name, None, "no value follows", f"write --{name} VALUE")
+        changes[name] = _scalar(value)
+    return changes, rest
+
+
+def _scalar(text: str) -> Any:
+    """A word as TOML would read it, else as it stands: true, 3, 1e-3, none."""
+    try:
+        return tomllib.loads(f"value = {text.lower() if text.lower() in ('true', 'false') else text}")["value"]
+    except tomllib.TOMLDecodeError:
+        return text
 
 
 def dump(config: RunConfig) -> str:
@@ -57,10 +99,12 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
     """A copy with fields changed by dotted name: replace(config, {"moe.top_k": 2}). Checked like a recipe."""
     table = _without_none(dataclasses.asdict(config))
     for name, value in changes.items():
-        *path, last = name.split(".", 1 if name.startswith(("core.", "deepspeed.")) else -1)
+        *path, last = name.split(".", 1 if name.startswith(tuple(f"{table}." for table in UPSTREAM)) else -1)
         inner = table
         for part in path:
             inner = inner.setdefault(part, {})
+            if not isinstance(inner, dict):
+                raise ConfigError(name, value, "no such setting", f"{part} has no settings inside it")
         if value is None:
             inner.pop(last, None)
         else:
@@ -84,8 +128,11 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError("extends", str(path), f"{path.name} extends itself", "break the circle")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError("config", str(path), f"not valid TOML ({error})", "mend the file") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError("config", str(path), f"not readable as TOML ({error})", "mend the file") from error
+    for name in UPSTREAM:  # before merging, so that a later file wins in whichever way either is written
+        if name in table:
+            table[name] = _flat(table[name], name)
     base = table.pop("extends", None)
     if base is None:
         return table
@@ -130,18 +177,22 @@ def _value(hint: Any, value: Any, at: str) -> Any:
         return tuple(_value(kind, item, at) for kind, item in zip(kinds, value, strict=True))
     if origin is Literal:
         if value not in inner:
-            near = difflib.get_close_matches(str(value), [str(choice) for choice in inner], n=1)
-            raise ConfigError(at, value, "not a choice", f"use one of {', '.join(map(str, inner))}" + (f" ({near[0]}?)" if near else ""))
+            near = difflib.get_close_matches(str(value), inner, n=1)
+            hint = f"use one of {', '.join(inner)}" + (f"; did you mean {near[0]}?" if near else "")
+            raise ConfigError(at, value, "not a choice", hint)
         return value
     kinds = tuple(kind for kind in (inner if origin is not None else (hint,)) if kind is not type(None))
     if isinstance(value, bool):
         fits = bool in kinds
-    elif isinstance(value, int) and int not in kinds and float in kinds:
-        return float(value)
     else:
-        fits = isinstance(value, kinds)
+        fits = isinstance(value, kinds) or (isinstance(value, int) and float in kinds)
     if not fits:
-        raise ConfigError(at, value, f"of type {type(value).__name__}", f"give {' or '.join(kind.__name__ for kind in kinds)}")
+        wanted = " or ".join(kind.__name__ for kind in kinds)
+        raise ConfigError(at, value, f"of type {type(value).__name__}", f"give {wanted}")
+    if isinstance(value, int) and not isinstance(value, (bool, *kinds)):
+        if abs(value) > sys.float_info.max:
+            raise ConfigError(at, value, "too large for a float", "give a smaller number")
+        return float(value)
     return value
 
 
@@ -151,9 +202,17 @@ def _flat(value: Any, at: str) -> dict[str, Any]:
         raise ConfigError(at, value, "a table of settings is wanted", f"write [{at}] and its fields below")
     flat: dict[str, Any] = {}
     for key, item in value.items():
-        flat |= {f"{key}.{name}": leaf for name, leaf in _flat(item, f"{at}.{key}").items()} if isinstance(item, dict) else {key: item}
+        if isinstance(item, dict):
+            leaves = {f"{key}.{name}": leaf for name, leaf in _flat(item, f"{at}.{key}").items()}
+        else:
+            leaves = {key: item}
+        if both := flat.keys() & leaves.keys():
+            name = min(both)
+            raise ConfigError(f"{at}.{name}", leaves[name], f"given twice (also as {flat[name]!r})", "keep one")
+        flat |= leaves
     return flat
 
 
 def _without_none(table: Mapping[str, Any]) -> dict[str, Any]:
-    return {key: _without_none(value) if isinstance(value, dict) else value for key, value in table.items() if value is not None}
+    items = ((key, _without_none(value) if isinstance(value, dict) else value) for key, value in table.items())
+    return {key: value for key, value in items if value is not None}

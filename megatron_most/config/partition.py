@@ -1,20 +1,23 @@
 """Partition and placement as tables of numbers.
 
 Partition: which published expert ids belong to which group, written "tags: ids" ("text: 0-31", "audio: 1,3,5-9").
-Placement: expert id -> slot. `blocked` is the identity; `striped` deals each group out over the expert-parallel ranks in
-turn, so every rank owns some of each group and an all-speech batch keeps all ranks busy.
+Placement: expert id -> slot. `blocked` is the identity; `striped` deals each group out over the expert-parallel ranks
+in turn, so every rank owns some of each group and an all-speech batch keeps all ranks busy.
 """
 
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import islice
 from typing import Literal
 
 from megatron_most.errors import ConfigError
 
-_GROUP = re.compile(r"\s*(?P<tags>[a-z]+(?:\s*\+\s*[a-z]+)*)\s*:\s*(?P<ids>\d+(?:\s*-\s*\d+)?(?:\s*,\s*\d+(?:\s*-\s*\d+)?)*)\s*")
+_RUN = r"[0-9]{1,9}(?:\s*-\s*[0-9]{1,9})?"
+_GROUP = re.compile(rf"\s*(?P<tags>[a-z]+(?:\s*\+\s*[a-z]+)*)\s*:\s*(?P<ids>{_RUN}(?:\s*,\s*{_RUN})*)\s*")
 
 
 @dataclass(frozen=True)
@@ -33,25 +36,27 @@ class ExpertGroup:
 def parse_groups(lines: Sequence[str], num_experts: int) -> tuple[ExpertGroup, ...]:
     """The groups a config lists; every expert 0..num_experts-1 must be owned exactly once."""
     groups = tuple(_parse(line, lines, num_experts) for line in lines)
-    owned = [expert for group in groups for expert in group.experts]
-    twice = sorted({expert for expert in owned if owned.count(expert) > 1})
-    orphans = sorted(set(range(num_experts)) - set(owned))
-    for wrong, ids in (("owned twice", twice), ("owned by nobody", orphans)):
-        if ids:
-            shown = ", ".join(map(str, ids[:8])) + (", ..." if len(ids) > 8 else "")
-            raise ConfigError("moe.groups", tuple(lines), f"experts {wrong}: {shown}", f"list each of 0..{num_experts - 1} once")
+    owners = Counter(expert for group in groups for expert in group.experts)
+    twice = (expert for expert in sorted(owners) if owners[expert] > 1)
+    orphans = (expert for expert in range(num_experts) if expert not in owners)
+    for what, ids in (("owned twice", twice), ("owned by nobody", orphans)):
+        if first := list(islice(ids, 9)):
+            wrong = f"experts {what}: {', '.join(map(str, first[:8]))}" + (", ..." if len(first) > 8 else "")
+            raise ConfigError("moe.groups", tuple(lines), wrong, f"list each of 0..{num_experts - 1} once")
     return groups
 
 
 def _parse(line: str, lines: Sequence[str], num_experts: int) -> ExpertGroup:
     match = _GROUP.fullmatch(line)
     if not match:
-        raise ConfigError("moe.groups", tuple(lines), f"cannot read {line!r}", 'write "tag: ids", for example "text: 0-31"')
+        remedy = 'write "tag: ids", for example "text: 0-31"'
+        raise ConfigError("moe.groups", tuple(lines), f"cannot read {line!r}", remedy)
     experts: list[int] = []
     for run in match["ids"].split(","):
         first, _, last = run.partition("-")
         if last and int(last) < int(first):
-            raise ConfigError("moe.groups", tuple(lines), f"{run.strip()!r} runs backwards", "write the smaller id first")
+            wrong = f"{run.strip()!r} runs backwards"
+            raise ConfigError("moe.groups", tuple(lines), wrong, "write the smaller id first")
         if int(last or first) >= num_experts:
             wrong = f"there is no expert {int(last or first)}"
             raise ConfigError("moe.groups", tuple(lines), wrong, f"list each of 0..{num_experts - 1} once")
@@ -67,8 +72,8 @@ def place(groups: Sequence[Sequence[int]], placement: Literal["blocked", "stripe
         return tuple(range(num_experts))
     for index, group in enumerate(groups):
         if len(group) % ranks:
-            raise ConfigError("layout.expert", ranks, f"does not divide group {index} of {len(group)} experts, as striped placement needs",
-                              'use a divisor, or moe.placement = "blocked"')
+            wrong = f"does not divide group {index} of {len(group)} experts, as striped placement needs"
+            raise ConfigError("layout.expert", ranks, wrong, 'use a divisor, or moe.placement = "blocked"')
     slot_of = [0] * num_experts
     slot = 0
     for rank in range(ranks):

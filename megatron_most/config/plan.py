@@ -1,6 +1,6 @@
 """What `build()` returns: plain values with nothing left to decide. Rooms above take the part they need.
 
-`Facts` is what the machine says (upstream/ and runtime/ find it out); it is passed in, so that this floor needs no torch.
+`Facts` is what the machine says (upstream/ and runtime/ find it out); it is passed in, so this floor needs no torch.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class MoEPlan:
     """Expert ids of each group, ascending."""
     group_names: tuple[str, ...]
     group_of_tag: tuple[int | None, ...]
-    """For each tag: its group, or None where only the shared experts act (or, if not in shared_only, where nothing may)."""
+    """For each tag: its group, or None where the shared experts act alone."""
     shared_only: tuple[int, ...]
     """Tags that use the shared experts alone."""
     slot_of: tuple[int, ...]

@@ -1,8 +1,8 @@
 """Every setting of a run, as frozen plain data: what a recipe (TOML) and the command line may say.
 
-Nothing here decides anything: defaults are those of most-16b (DeepSeek-V2-Lite shapes), `None` means "not set" and is left
-out of files, and all checks across fields live in `build.py`. Names of Megatron-Core and Hugging Face settings that we
-rename are given in the field's comment.
+Nothing here decides anything: defaults are those of most-16b (DeepSeek-V2-Lite shapes), `None` means "not set" and is
+left out of files, and `build.py` checks what it all means together. Names of Megatron-Core and Hugging Face settings
+that we rename are given in the field's comment.
 """
 
 from __future__ import annotations
@@ -82,7 +82,7 @@ class MoEConfig:
     """Layers, counted from 0, that have one dense feed-forward instead of experts."""
 
     groups: tuple[str, ...] = ("text: 0-31", "audio: 32-63")
-    """The partition, by published expert id: "tags: ids", for example "text: 0-31", "text+audio: 0-63", "audio: 1,3,5-9"."""
+    """The partition, by published expert id: "tags: ids", as "text: 0-31", "text+audio: 0-63", "audio: 1,3,5-9"."""
     shared_only_tags: tuple[str, ...] = ("wave",)
     """Tags that own no group on purpose: their tokens use the shared experts alone."""
     placement: Literal["auto", "blocked", "striped"] = "auto"
@@ -90,10 +90,10 @@ class MoEConfig:
     striped when expert-parallel. It never changes what is computed."""
 
     gate: Literal["masked_softmax", "reference"] = "masked_softmax"
-    """masked_softmax: softmax over the token's own group. reference: the MoST release's rule, softmax over all experts and
-    then zero outside the group; needed to load its weights, but its auxiliary loss drives the group's mass to 0."""
+    """masked_softmax: softmax over the token's own group. reference: the MoST release's rule, softmax over all experts
+    and then zero outside the group; needed to load its weights, but its auxiliary loss drives the group's mass to 0."""
     normalise_top_k: bool = False
-    """Weights of the chosen experts sum to 1 (HF norm_topk_prob). Under `reference` this also drops `scale`, as released."""
+    """Weights of the chosen experts sum to 1 (HF norm_topk_prob). Under `reference` this also drops `scale`."""
     scale: float = 1.0
     """Factor on the routed output (HF routed_scaling_factor)."""
     routing_groups: int | None = None
@@ -102,7 +102,7 @@ class MoEConfig:
     """Group-limited routing: how many of them a token may use (HF topk_group)."""
 
     aux_loss: Literal["none", "group", "reference"] = "group"
-    """group: balance inside each expert group, 1.0 at perfect balance for any text/audio ratio. reference: the release's."""
+    """group: balance inside each expert group, 1.0 when perfect for any text/audio ratio. reference: the release's."""
     aux_coefficient: float = 0.001
     aux_scope: Literal["sequence", "batch"] = "sequence"
     """Balance each sequence by itself, or each micro-batch."""
@@ -111,7 +111,7 @@ class MoEConfig:
     z_coefficient: float = 0.0
     """Router z-loss: keeps logits small."""
     bias_rate: float = 0.0
-    """Balancing by a bias on the choice (not on the weights), moved by this much a step towards idle experts; 0 = off."""
+    """Balancing by a bias on the choice (not on the weights), moved this much a step towards idle experts; 0 = off."""
 
     dispatcher: Literal["auto", "alltoall", "allgather"] = "auto"
 
@@ -184,6 +184,6 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     core: dict[str, Scalar] = field(default_factory=dict)
-    """More settings of Megatron-Core's TransformerConfig, by their upstream names; what we set or cannot keep true is refused."""
+    """More settings of Megatron-Core's TransformerConfig, by upstream name; what we set or cannot keep true is refused."""
     deepspeed: dict[str, Scalar] = field(default_factory=dict)
     """More settings of DeepSpeed's JSON, by dotted upstream names ("zero_optimization.overlap_comm"); likewise."""

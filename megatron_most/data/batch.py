@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 import torch
 
 from megatron_most.errors import DataError
-from megatron_most.vocab import TEXT
+from megatron_most.vocab import TEXT, TokenMap
 
 
 @dataclass(frozen=True)
@@ -39,6 +39,8 @@ class PackedBatch:
     documents_BS: torch.Tensor
     """Which document of its row a token belongs to; pads form one of their own."""
     is_pad_BS: torch.Tensor
+    token_map: TokenMap
+    """The vocabulary the ids are of; the model's must be the same."""
     is_packed: bool
     """Some row holds more than one document, so attention needs their bounds."""
     wave_BSF: torch.Tensor | None = None
@@ -55,10 +57,10 @@ class PackedBatch:
         return self.tokens_BS.size(0)
 
 
-def pack_rows(rows: Sequence[Sequence[Document]], length: int, pad: int) -> PackedBatch:
+def pack_rows(rows: Sequence[Sequence[Document]], length: int, token_map: TokenMap) -> PackedBatch:
     """Lay each row's documents end to end and pad to `length`. A document of n ids takes n-1 places (input -> next id)."""
     shape = (len(rows), length)
-    tokens, labels = torch.full(shape, pad), torch.full(shape, pad)
+    tokens, labels = (torch.full(shape, token_map.pad_id) for _ in range(2))
     tags, label_tags = torch.full(shape, TEXT), torch.full(shape, TEXT)
     weights, is_pad = torch.zeros(shape), torch.ones(shape, dtype=torch.bool)
     documents = torch.full(shape, -1)
@@ -87,5 +89,6 @@ def pack_rows(rows: Sequence[Sequence[Document]], length: int, pad: int) -> Pack
         loss_weights_BS=weights,
         documents_BS=documents,
         is_pad_BS=is_pad,
+        token_map=token_map,
         is_packed=any(len(row) > 1 for row in rows),
     )

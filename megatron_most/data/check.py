@@ -19,6 +19,8 @@ _NAMES = ("tags_BS", "labels_BS", "label_tags_BS", "loss_weights_BS", "documents
 
 def check_batch(batch: PackedBatch, plan: Plan) -> None:
     """Raise a DataError for the first wrong thing."""
+    if batch.token_map is not plan.tokens:
+        plan.tokens.require_same(batch.token_map, "batch")
     shape = batch.tokens_BS.shape
     if len(shape) != 2:
         raise DataError(f"tokens_BS: shape {tuple(shape)} is not [rows, positions]")

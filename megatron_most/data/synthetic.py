@@ -7,6 +7,7 @@ without the other: text by +1, units by +3. A mixed document is text, then units
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from typing import Literal
 
 from megatron_most.data.batch import Document, PackedBatch, pack_rows
@@ -16,7 +17,7 @@ Kind = Literal["text", "audio", "mixed", "wave"]
 
 
 def synthetic_document(tokens: TokenMap, kind: Kind, length: int, seed: int, index: int, spread: int = 32) -> Document:
-    """One document of `length` ids over `spread` text tokens and units; "wave" has wave markers around its text."""
+    """One document of `length` ids over `spread` text tokens and units; "wave" has wave markers around every six of its text."""
     draw = random.Random(f"{seed}/{index}/{kind}")
     start_text, start_unit = draw.randrange(spread), draw.randrange(spread)
     num_units = min(spread, tokens.num_units)
@@ -27,8 +28,8 @@ def synthetic_document(tokens: TokenMap, kind: Kind, length: int, seed: int, ind
     elif kind == "audio":
         pairs = [(token, AUDIO) for token in units]
     elif kind == "wave":
-        inner = [(token, TEXT) for token in text[: length - 2]]
-        pairs = [(tokens.begin_wave_id, WAVE), *inner, (tokens.end_wave_id, WAVE)]
+        marks = {0: tokens.begin_wave_id, 7: tokens.end_wave_id}
+        pairs = [(marks[i % 8], WAVE) if i % 8 in marks else (token, TEXT) for i, token in enumerate(text)]
     else:
         half = length // 2
         inner_units = [(token, AUDIO) for token in units[: length - half - 2]]
@@ -36,7 +37,8 @@ def synthetic_document(tokens: TokenMap, kind: Kind, length: int, seed: int, ind
     return Document(ids=[token for token, _ in pairs], tags=[tag for _, tag in pairs], is_trained=[True] * length)
 
 
-def synthetic_batch(tokens: TokenMap, kinds: list[Kind], length: int, seed: int, first: int) -> PackedBatch:
-    """One row a kind: a document that fills it, numbered from `first`."""
-    rows = [[synthetic_document(tokens, kind, length + 1, seed, first + i)] for i, kind in enumerate(kinds)]
-    return pack_rows(rows, length, tokens.pad_id)
+def synthetic_batch(tokens: TokenMap, kinds: Sequence[Kind], length: int, seed: int, first: int | Sequence[int]) -> PackedBatch:
+    """One row a kind: a document that fills it, numbered from `first` on (or by `first`, one number a row)."""
+    numbers = range(first, first + len(kinds)) if isinstance(first, int) else first
+    rows = [[synthetic_document(tokens, kind, length + 1, seed, number)] for kind, number in zip(kinds, numbers, strict=True)]
+    return pack_rows(rows, length, tokens)

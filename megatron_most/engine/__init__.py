@@ -1,8 +1,9 @@
 """One optimizer step, behind a small interface: the plain engine, gradients across ranks, the micro-batch schedule."""
 
+from megatron_most.engine.check import check_together
 from megatron_most.engine.interface import Engine, StepReport
 from megatron_most.engine.plain import PlainEngine
 from megatron_most.engine.schedule import run_micro_batches
 from megatron_most.engine.session import Session, make_plan, open_groups, open_session
 
-__all__ = ["Engine", "PlainEngine", "Session", "StepReport", "make_plan", "open_groups", "open_session", "run_micro_batches"]
+__all__ = ["Engine", "PlainEngine", "Session", "StepReport", "check_together", "make_plan", "open_groups", "open_session", "run_micro_batches"]

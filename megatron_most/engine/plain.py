@@ -11,15 +11,14 @@ from collections.abc import Sequence
 import torch
 
 from megatron_most.config import Plan
-from megatron_most.data import PackedBatch, check_batch
+from megatron_most.data import PackedBatch
+from megatron_most.engine.check import check_together
 from megatron_most.engine.gradients import clip_gradients, gradient_norm, reduce_gradients
 from megatron_most.engine.interface import StepReport
 from megatron_most.engine.schedule import run_micro_batches
-from megatron_most.errors import MostError
 from megatron_most.model import LossTerms, MostModel
 from megatron_most.moe import move_biases
 from megatron_most.parallel import Groups
-from megatron_most.runtime import agree
 
 
 class PlainEngine:
@@ -41,7 +40,7 @@ class PlainEngine:
 
     def step(self, batches: Sequence[PackedBatch], learning_rate: float) -> StepReport:
         """See interface.Engine."""
-        self._check(batches)
+        check_together(batches, self.plan)
         self.model.train()
         for weight in self.weights:
             weight.grad = None
@@ -63,19 +62,9 @@ class PlainEngine:
     @torch.no_grad()
     def evaluate(self, batches: Sequence[PackedBatch]) -> LossTerms:
         """See interface.Engine."""
-        self._check(batches)
+        check_together(batches, self.plan)
         self.model.eval()
         return run_micro_batches(self.model, batches, self.groups, forward_only=True)
-
-    def _check(self, batches: Sequence[PackedBatch]) -> None:
-        """Every rank looks at its own batches; if one finds something wrong, all of them raise it."""
-        found: MostError | None = None
-        try:
-            for batch in batches:
-                check_batch(batch, self.plan)
-        except MostError as error:
-            found = error
-        agree(found)
 
     def _move(self, learning_rate: float) -> None:
         for weight, master in zip(self.weights, self.masters, strict=True):

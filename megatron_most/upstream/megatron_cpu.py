@@ -30,15 +30,12 @@ class _Stream:
 
 
 class _CudaMeansCpu(TorchFunctionMode):
-    """device="cuda", .cuda() and pin_memory in Core's schedules, clipping, optimizer and context-parallel helpers."""
+    """device="cuda" in Core's schedules and embeddings, .cuda() and pin_memory in its context-parallel rotary positions."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
         if func is torch.Tensor.cuda:
             return args[0]
-        if func is torch.Tensor.type and len(args) == 1 and not kwargs:
-            # clip_grad_by_total_norm_fp32 asserts 'torch.cuda.FloatTensor'
-            return func(*args).replace("torch.", "torch.cuda.", 1)
         if kwargs and ("device" in kwargs or "pin_memory" in kwargs):
             kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"}
             if str(kwargs.get("device", "")).startswith("cuda"):
@@ -48,6 +45,7 @@ class _CudaMeansCpu(TorchFunctionMode):
 
 def _stand_ins() -> list[tuple[Any, str, Any]]:
     from megatron.core.tensor_parallel import random as core_random
+    from megatron.core.transformer import multi_latent_attention as core_mla
 
     stream = _Stream()
     return [
@@ -59,20 +57,23 @@ def _stand_ins() -> list[tuple[Any, str, Any]]:
         (torch.cuda, "get_rng_state", torch.get_rng_state),  # CudaRNGStatesTracker.add
         (core_random, "_get_cuda_rng_state", lambda *_, **__: torch.get_rng_state()),  # fork, recompute
         (core_random, "_set_cuda_rng_state", lambda state, *_, **__: torch.set_rng_state(state)),  # fork, recompute
+        (core_mla, "HAVE_TE", False),  # True in 0.16 without it, which then asks isinstance(x, TELinear) of a mock
     ]
 
 
-def install() -> None:
-    """Make Core run on this CPU. Call before building anything of Core's; a second call does nothing."""
+def install(leave_out: str = "") -> None:
+    """Make Core run on this CPU. Call before building anything of Core's; a second call does nothing.
+
+    `leave_out` is for the test that shows what each stand-in is there for.
+    """
     global _installed
     if _installed:
         return
-    from megatron.core.transformer import multi_latent_attention
-
     for where, name, value in _stand_ins():
-        setattr(where, name, value)
-    multi_latent_attention.HAVE_TE = False  # True in 0.16 without it: isinstance(x, TELinear) of a mock
-    _CudaMeansCpu().__enter__()  # for the life of the process
+        if name != leave_out:
+            setattr(where, name, value)
+    if leave_out != "function mode":
+        _CudaMeansCpu().__enter__()  # for the life of the process
     # Core warns when drawing for the "GPU" moves the CPU's generator. Here they are one.
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(lambda record: "CPU RNG" not in record.getMessage())
     torch.compiler.set_stance("force_eager")  # Core's jit_fuser would compile for half a minute: time, not numbers

@@ -6,6 +6,7 @@ losses by modality, gradient norm, every weight, and tokens per expert, which mu
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +14,12 @@ import pytest
 import torch
 
 from megatron_most.config import Plan, load_recipe, replace
-from megatron_most.data import PackedBatch, synthetic_batch
+from megatron_most.data import PackedBatch, pack_rows, synthetic_batch, synthetic_document
 from megatron_most.engine import PlainEngine, make_plan, open_groups
 from megatron_most.model import build_model
 from megatron_most.moe import collect, routers
 from megatron_most.runtime import Ranks
+from megatron_most.vocab import AUDIO
 from tests.harness import BACKENDS, run_ranks
 from tests.weights import load_parts, named_weights, part_of, tied_name, whole_weights
 
@@ -29,6 +31,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "reference": {**COMMON, "moe.gate": "reference", "moe.aux_loss": "reference"},
     "uneven": {**COMMON, "moe.groups": ["text: 0,2,4,5,6", "audio: 1,3,7"], "moe.placement": "blocked"},
     "upcycled": {"recipe": "most-tiny-upcycled", **COMMON},
+    "packed with wave": {**COMMON, "model.wave_size": 6},
     "dense": {"recipe": "most-tiny-dense", **COMMON},
 }
 TP_EP = {"layout.tensor": 2, "layout.expert": 2}
@@ -55,6 +58,7 @@ CASES = [
     *(("reference", layout) for layout in ("TP2", "EP4", "PP2 moe recompute", "CP2xTP2xEP2")),
     *(("uneven", layout) for layout in ("EP2", "TP2xEP2xDP2")),
     *(("upcycled", layout) for layout in ("TP2xPP2xEP2", "CP2", "PP2")),
+    *(("packed with wave", layout) for layout in ("TP2xPP2xEP2", "CP2xTP2xEP2", "PP2 full recompute", "DP2")),
     *(("dense", layout) for layout in ("TP2", "PP2", "CP2")),
 ]
 
@@ -139,4 +143,20 @@ def batches(plan: Plan, data: torch.distributed.ProcessGroup, step: int) -> list
     """This data rank's rows of the step, one a micro-batch."""
     length = plan.config.train.sequence_length
     rows = list(enumerate(KINDS[step]))[data.rank() :: data.size()]
-    return [synthetic_batch(plan.tokens, [kind], length, seed=1, first=step * ROWS + i) for i, kind in rows]  # type: ignore[list-item]
+    make = packed_with_wave if plan.config.model.wave_size else whole_rows
+    return [make(plan, kind, length, step * ROWS + i) for i, kind in rows]
+
+
+def whole_rows(plan: Plan, kind: Any, length: int, index: int) -> PackedBatch:
+    return synthetic_batch(plan.tokens, [kind], length, seed=1, first=index)
+
+
+def packed_with_wave(plan: Plan, kind: Any, length: int, index: int) -> PackedBatch:
+    """Three documents a row, pads at its end, and continuous features here and there."""
+    documents = [synthetic_document(plan.tokens, kind, size, 1, 3 * index + i) for i, size in enumerate((12, 6, 9))]
+    batch = pack_rows([documents], length, plan.tokens)
+    draw = torch.Generator().manual_seed(index)
+    is_wave = (torch.rand(1, length, generator=draw) < 0.3) & ~batch.is_pad_BS
+    wave = torch.randn(1, length, plan.config.model.wave_size, generator=draw)
+    tags = torch.where(is_wave, AUDIO, batch.tags_BS)
+    return dataclasses.replace(batch, wave_BSF=wave, is_wave_BS=is_wave, tags_BS=tags)

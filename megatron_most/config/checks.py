@@ -1,0 +1,158 @@
+"""Checks of numbers: each by itself, and those that must fit one another. `build.py` calls them and decides the rest.
+
+What Megatron-Core or torch would meet later with an assertion, a division by zero or NaN is named here by its field.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import fields, is_dataclass
+
+from megatron_most.config.plan import LayoutPlan
+from megatron_most.config.schema import LayoutConfig, ModelConfig, MoEConfig, RunConfig, TrainConfig
+from megatron_most.errors import ConfigError
+
+AT_LEAST_ONE = {
+    "tokens": ("num_units", "multiple"),
+    "model": ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "q_lora_rank", "dense_hidden_size")
+    + ("rope_original_length", "max_positions"),
+    "layout": ("tensor", "pipeline", "context", "expert", "expert_tensor"),
+    "recompute": ("num_layers",),
+    "train": ("steps", "sequence_length", "micro_batch_size", "global_batch_size"),
+}
+NOT_NEGATIVE = {
+    "model": ("wave_size", "init_std"),
+    "moe": ("num_experts", "shared_hidden_size", "aux_coefficient", "z_coefficient", "bias_rate"),
+    "train": ("learning_rate", "weight_decay", "clip"),
+}
+ABOVE_ZERO = {  # a norm of zeros and an expert without gradients divide by these alone
+    "model": ("norm_eps", "rope_theta"),
+    "moe": ("scale",),
+    "train": ("epsilon",),
+}
+
+
+def check_numbers(config: RunConfig) -> None:
+    """Every number by itself."""
+    for field, value in _floats(config, ""):
+        if not math.isfinite(value):
+            raise ConfigError(field, value, "is not a finite number", "give one")
+    for table, names in AT_LEAST_ONE.items():
+        for name in names:
+            value = getattr(getattr(config, table), name)
+            if value is not None and value < 1:
+                raise ConfigError(f"{table}.{name}", value, "must be at least 1", "raise it")
+    for bounds, wrong, remedy, low in (
+        (NOT_NEGATIVE, "must not be negative", "use 0 or more", lambda value: value < 0),
+        (ABOVE_ZERO, "must be above 0", "raise it", lambda value: value <= 0),
+    ):
+        for table, names in bounds.items():
+            for name in names:
+                value = getattr(getattr(config, table), name)
+                if low(value):
+                    raise ConfigError(f"{table}.{name}", value, wrong, remedy)
+
+
+def _floats(value: object, at: str) -> Iterator[tuple[str, float]]:
+    """Every float of a config, with its dotted name."""
+    if isinstance(value, float):
+        yield at, value
+    elif isinstance(value, tuple):
+        for item in value:
+            yield from _floats(item, at)
+    elif isinstance(value, dict):
+        for name, item in value.items():
+            yield from _floats(item, f"{at}.{name}")
+    elif is_dataclass(value) and not isinstance(value, type):
+        for field in fields(value):
+            yield from _floats(getattr(value, field.name), f"{at}.{field.name}" if at else field.name)
+
+
+def check_divides(field: str, size: int, what: str, whole: int) -> None:
+    """`size` must cut `whole` into equal pieces."""
+    if whole % size:
+        raise ConfigError(field, size, f"does not divide {what} ({whole})", "use a divisor of it")
+
+
+def check_model(model: ModelConfig, layout: LayoutConfig) -> None:
+    """Heads, widths and layers against each other and the layout."""
+    check_divides("layout.tensor", layout.tensor, "model.num_heads", model.num_heads)
+    check_divides("layout.tensor", layout.tensor, "model.dense_hidden_size", model.dense_hidden_size)
+    check_divides("layout.pipeline", layout.pipeline, "model.num_layers", model.num_layers)
+    _check_rope(model)
+    if model.attention == "mla":
+        for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"):
+            if getattr(model, name) < 1:
+                raise ConfigError(f"model.{name}", getattr(model, name), "must be at least 1 for mla", "raise it")
+        check_pairs("model.qk_rope_head_dim", model.qk_rope_head_dim)
+        return
+    num_kv_heads = model.num_kv_heads or model.num_heads
+    check_divides("model.num_kv_heads", num_kv_heads, "model.num_heads", model.num_heads)
+    check_divides("layout.tensor", layout.tensor, "model.num_kv_heads", num_kv_heads)
+    if model.head_dim is None:
+        check_divides("model.num_heads", model.num_heads, "model.hidden_size", model.hidden_size)
+    check_pairs("model.head_dim", model.head_dim or model.hidden_size // model.num_heads)
+
+
+def check_pairs(field: str, width: int) -> None:
+    if width % 2:
+        raise ConfigError(field, width, "rotary dimensions come in pairs", "use an even number")
+
+
+def _check_rope(model: ModelConfig) -> None:
+    if model.attention == "mla" and model.rope == "llama3":
+        raise ConfigError("model.rope", model.rope, "Megatron-Core's MLA knows plain and yarn", "use one of those")
+    if model.attention == "gqa" and model.rope == "yarn":
+        raise ConfigError("model.rope", model.rope, "yarn is for mla here", "use plain or llama3 with gqa")
+    if model.rope != "plain" and model.rope_factor < 1:
+        raise ConfigError("model.rope_factor", model.rope_factor, "would make positions shorter", "use 1 or more")
+    if model.rope == "yarn" and not model.rope_beta_fast > model.rope_beta_slow > 0:
+        wrong = f"must be above model.rope_beta_slow ({model.rope_beta_slow}), and that above 0"
+        raise ConfigError("model.rope_beta_fast", model.rope_beta_fast, wrong, "DeepSeek-V2 uses 32 and 1")
+    if model.rope == "llama3" and model.rope_original_length != 8192:
+        wrong = "Megatron-Core's llama3 scaling is fixed at 8192"
+        raise ConfigError("model.rope_original_length", model.rope_original_length, wrong, "use 8192")
+
+
+def check_experts(config: MoEConfig, model: ModelConfig, layout: LayoutPlan) -> None:
+    """Sizes of the experts, and where layers have them."""
+    for name in ("top_k", "expert_hidden_size"):
+        if getattr(config, name) < 1:
+            raise ConfigError(f"moe.{name}", getattr(config, name), "must be at least 1", "raise it")
+    for layer in config.dense_layers:
+        if not 0 <= layer < model.num_layers:
+            wrong, remedy = f"there is no layer {layer}", f"use 0..{model.num_layers - 1}"
+            raise ConfigError("moe.dense_layers", config.dense_layers, wrong, remedy)
+    if len(set(config.dense_layers)) == model.num_layers:
+        wrong = "no layer is left for the experts"
+        raise ConfigError("moe.dense_layers", config.dense_layers, wrong, "name fewer, or set moe.num_experts = 0")
+    check_divides("layout.expert", layout.expert, "moe.num_experts", config.num_experts)
+    check_divides("layout.expert_tensor", layout.expert_tensor, "moe.expert_hidden_size", config.expert_hidden_size)
+    check_divides("layout.tensor", layout.tensor, "moe.shared_hidden_size", config.shared_hidden_size)
+    if config.aux_counts_everything and config.aux_loss != "reference":
+        wrong = "only the reference auxiliary loss counts pads and markers"
+        raise ConfigError("moe.aux_counts_everything", True, wrong, 'set moe.aux_loss = "reference"')
+
+
+def check_train(train: TrainConfig, model: ModelConfig, layout: LayoutPlan) -> None:
+    """Lengths and batches. Data ranks need not divide the global batch: the last micro-step is filled up."""
+    if train.sequence_length > model.max_positions:
+        wrong = f"model.max_positions is {model.max_positions}"
+        raise ConfigError("train.sequence_length", train.sequence_length, wrong, "use at most that")
+    # Context ranks take two pieces each (zigzag); tensor ranks share what a context rank has.
+    pieces = layout.tensor * layout.context * (2 if layout.context > 1 else 1)
+    if train.sequence_length % pieces:
+        sizes = f"layout.tensor {layout.tensor} x layout.context {layout.context}"
+        wrong = f"cannot be cut into {pieces} pieces, as {sizes} needs"
+        raise ConfigError("train.sequence_length", train.sequence_length, wrong, f"use a multiple of {pieces}")
+    rows = -(-train.global_batch_size // layout.data)
+    if train.micro_batch_size > rows:
+        wrong = f"train.global_batch_size {train.global_batch_size} gives each of {layout.data} data ranks only {rows}"
+        raise ConfigError("train.micro_batch_size", train.micro_batch_size, wrong, f"use at most {rows}")
+    for beta in train.betas:
+        if not 0 <= beta < 1:
+            wrong = f"{beta} is not a decay rate"
+            raise ConfigError("train.betas", train.betas, wrong, "use 0 or more and less than 1")
+    if not 0 <= train.seed < 2**32:  # numpy has no more, and two seeds must not mean the same
+        raise ConfigError("train.seed", train.seed, "not in 0..4294967295", "use a number in that range")

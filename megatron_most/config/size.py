@@ -1,0 +1,43 @@
+"""How many parameters a plan has, by arithmetic: in all, and used by one token. A test counts real models against it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_most.config.plan import Plan
+
+
+@dataclass(frozen=True)
+class Size:
+    """Parameters; embeddings and head included, as backbones publish them."""
+
+    total: int
+    active: int
+
+
+def count_parameters(plan: Plan) -> Size:
+    """An expert's three matrices count once in total per expert, and top_k times in active."""
+    model, moe, width = plan.config.model, plan.config.moe, plan.config.model.hidden_size
+    embeddings = plan.tokens.vocab_size * width * (1 if model.tied_embeddings else 2)
+    wave = (model.wave_size + 1) * width if model.wave_size else 0
+    everywhere = model.num_layers * (_attention(plan) + 2 * width) + width + embeddings + wave
+    dense_layers = len(set(moe.dense_layers)) if moe.num_experts else model.num_layers
+    everywhere += dense_layers * 3 * width * model.dense_hidden_size
+    layers, expert = model.num_layers - dense_layers, 3 * width * moe.expert_hidden_size
+    everywhere += layers * (moe.num_experts * width + 3 * width * moe.shared_hidden_size)  # router and shared experts
+    return Size(total=everywhere + layers * moe.num_experts * expert, active=everywhere + layers * moe.top_k * expert)
+
+
+def _attention(plan: Plan) -> int:
+    model = plan.config.model
+    width, heads = model.hidden_size, model.num_heads
+    if model.attention == "gqa":
+        head = model.head_dim or width // heads
+        return width * head * (2 * heads + 2 * (model.num_kv_heads or heads))
+    query_head = model.qk_nope_head_dim + model.qk_rope_head_dim
+    queries = width * heads * query_head
+    if model.q_lora_rank is not None:
+        queries = model.q_lora_rank * (width + 1 + heads * query_head)  # down, norm, up
+    latents = width * (model.kv_lora_rank + model.qk_rope_head_dim) + model.kv_lora_rank
+    keys_values = model.kv_lora_rank * heads * (model.qk_nope_head_dim + model.v_head_dim)
+    return queries + latents + keys_values + heads * model.v_head_dim * width
