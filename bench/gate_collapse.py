@@ -3,8 +3,9 @@
     .venv/bin/python bench/gate_collapse.py [--steps 300] [--coefficient 0.01]          # or: make bench
 
 `reference` is the MoST release's gate and sequence auxiliary loss: q' is not renormalised inside the group, so moving
-probability out of the group lowers the loss. `masked_softmax` with the group loss has nothing to gain by that. Printed as
-Markdown: mean in-group mass and load max/mean per group over the MoE layers, at the start, half way and at the end.
+probability out of the group lowers the loss. `masked_softmax` with the group loss has nothing to gain by that.
+Printed as Markdown: mean in-group mass and load max/mean per group over the MoE layers, at the start, half way and at
+the end.
 """
 
 from __future__ import annotations
@@ -26,15 +27,23 @@ WINDOW = 5  # steps a row is counted over
 
 
 def main(args: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps for each gate")
     parser.add_argument("--coefficient", type=float, default=0.01, help="weight of the auxiliary loss")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
     chosen = parser.parse_args(args)
-    set_threads(1)  # a model this small gains nothing from more
-    print("| gate | step | loss | group | in-group mass | load max/mean | dead experts |\n|---|---|---|---|---|---|---|")
+    print(
+        "| gate | step | loss | group | in-group mass | load max/mean | dead experts |\n|---|---|---|---|---|---|---|"
+    )
     for gate, aux_loss in GATES.items():
-        changes = {"moe.gate": gate, "moe.aux_loss": aux_loss, "moe.aux_coefficient": chosen.coefficient, "train.steps": chosen.steps}
+        changes = {
+            "moe.gate": gate,
+            "moe.aux_loss": aux_loss,
+            "moe.aux_coefficient": chosen.coefficient,
+            "train.steps": chosen.steps,
+        }
         run(replace(load_recipe("most-tiny"), changes), chosen.learning_rate)
     return 0
 
@@ -44,6 +53,7 @@ def run(config: RunConfig, learning_rate: float) -> None:
     steps = config.train.steps
     marks = {WINDOW - 1, steps // 2, steps - 1}
     with open_session(config) as session:
+        set_threads(1)  # a model this small gains nothing from more
         model = build_model(session.plan, session.groups, session.device.torch_device)
         engine = PlainEngine(model, session.plan, session.groups)
         batches_of = synthetic_steps(session.plan, session.groups)
@@ -52,7 +62,9 @@ def run(config: RunConfig, learning_rate: float) -> None:
             if step + WINDOW in {mark + 1 for mark in marks}:
                 collect(routers(model), session.groups.tokens, session.groups.stages)  # start a window
             if step in marks:
-                show(config.moe.gate, step, report, collect(routers(model), session.groups.tokens, session.groups.stages))
+                show(
+                    config.moe.gate, step, report, collect(routers(model), session.groups.tokens, session.groups.stages)
+                )
 
 
 def show(gate: str, step: int, report: StepReport, layers: Sequence[LayerTelemetry]) -> None:

@@ -1,7 +1,8 @@
 """The errors users meet. Each says what is wrong, where, and what to do, with the actual values.
 
-Everything a user can cause (a recipe, a file, a layout, a checkpoint, a library version) raises one of these; `assert` is
-left for our own mistakes. Launchers and tools print `str(error)` and exit with 2, so the text stands without a traceback.
+Everything a user can cause (a recipe, a file, a layout, a checkpoint, a library version) raises one of these;
+`assert` is left for our own mistakes. Launchers and tools print `str(error)` and exit with 2, so the text stands
+without a traceback.
 """
 
 from __future__ import annotations

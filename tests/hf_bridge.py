@@ -36,7 +36,10 @@ def whole_from_hf(model: torch.nn.Module) -> dict[str, torch.Tensor]:
         if ".up_proj." in name or re.search(r"self_attn\.[kv]_proj", name):
             continue  # taken with its partner
         if ".gate_proj." in name:
-            name, weight = name.replace("gate_proj", "linear_fc1"), torch.cat([weight, state[name.replace("gate_proj", "up_proj")]])
+            name, weight = (
+                name.replace("gate_proj", "linear_fc1"),
+                torch.cat([weight, state[name.replace("gate_proj", "up_proj")]]),
+            )
         elif re.search(r"self_attn\.q_proj", name) and name.replace("q_proj", "k_proj") in state:
             name, weight = _qkv(model, state, name)
         ours = name

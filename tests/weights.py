@@ -1,4 +1,5 @@
-"""Whole weights by their names in one process, and each rank's part of them: how tests give every layout the same model.
+"""Whole weights by their names in one process, and each rank's part of them: how tests give every layout the same
+model.
 
 Names are Core's with layers counted from 0 over all stages and experts by published id, as checkpoints have them.
 """

@@ -1,7 +1,9 @@
 """One run as data: recipes (TOML), the command line, and every check before a process group exists. No torch here.
 
-config = load_recipe("most-tiny")            # or from_command_line()
-plan = build(config, facts)                  # raises ConfigError; facts come from runtime/ and upstream/
+In use:
+
+    config = load_recipe("most-tiny")            # or from_command_line()
+    plan = build(config, facts)                  # raises ConfigError; facts come from runtime/ and upstream/
 """
 
 from megatron_most.config.build import build, token_map

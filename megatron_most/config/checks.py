@@ -136,7 +136,7 @@ def check_experts(config: MoEConfig, model: ModelConfig, layout: LayoutPlan) -> 
 
 
 def check_train(train: TrainConfig, model: ModelConfig, layout: LayoutPlan) -> None:
-    """Lengths and batches. Data ranks need not divide the global batch: the last micro-step is filled up."""
+    """Lengths, batches, rates. Neither micro-batch nor data ranks need divide the global batch: it is filled up."""
     if train.sequence_length > model.max_positions:
         wrong = f"model.max_positions is {model.max_positions}"
         raise ConfigError("train.sequence_length", train.sequence_length, wrong, "use at most that")
@@ -146,10 +146,9 @@ def check_train(train: TrainConfig, model: ModelConfig, layout: LayoutPlan) -> N
         sizes = f"layout.tensor {layout.tensor} x layout.context {layout.context}"
         wrong = f"cannot be cut into {pieces} pieces, as {sizes} needs"
         raise ConfigError("train.sequence_length", train.sequence_length, wrong, f"use a multiple of {pieces}")
-    rows = -(-train.global_batch_size // layout.data)
-    if train.micro_batch_size > rows:
-        wrong = f"train.global_batch_size {train.global_batch_size} gives each of {layout.data} data ranks only {rows}"
-        raise ConfigError("train.micro_batch_size", train.micro_batch_size, wrong, f"use at most {rows}")
+    if train.micro_batch_size > train.global_batch_size:
+        wrong = f"train.global_batch_size is {train.global_batch_size}"
+        raise ConfigError("train.micro_batch_size", train.micro_batch_size, wrong, "use at most that")
     for beta in train.betas:
         if not 0 <= beta < 1:
             wrong = f"{beta} is not a decay rate"

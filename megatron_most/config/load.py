@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import sys
 import tomllib
 from collections.abc import Mapping, Sequence
@@ -50,7 +51,7 @@ def from_command_line(
     recipe = load_recipe(known.config)
     upstream, words = _upstream_flags(words)
     # tyro would replace a recipe's whole upstream table by what one flag says, so it sees the other fields only.
-    hints = {name: hint for name, hint in get_type_hints(RunConfig).items() if name not in UPSTREAM}
+    hints = {name: hint for name, hint in _hints(RunConfig).items() if name not in UPSTREAM}
     kind = dataclasses.make_dataclass("Fields", hints.items(), frozen=True, kw_only=True)
     teach = (
         f"--config NAME|FILE: a TOML recipe, or one of {', '.join(recipe_names())}; the defaults below are those of "
@@ -150,13 +151,18 @@ def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _from_table(kind: type, table: Mapping[str, Any], at: str) -> Any:
-    hints = get_type_hints(kind)
+    hints = _hints(kind)
     for key in table:
         if key not in hints:
             near = difflib.get_close_matches(key, hints, n=1)
             hint = f"did you mean {at}{near[0]}?" if near else f"known here: {', '.join(hints)}"
             raise ConfigError(f"{at}{key}", table[key], "no such setting", hint)
     return kind(**{key: _value(hints[key], value, f"{at}{key}") for key, value in table.items()})
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind)
 
 
 def _value(hint: Any, value: Any, at: str) -> Any:

@@ -21,7 +21,6 @@ class Facts:
     core_version: tuple[int, int]
     """Of Megatron-Core, as (0, 16)."""
     has_transformer_engine: bool = False
-    is_training: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -168,8 +168,8 @@ CORE = [
     Refusal(
         "layout.expert_tensor",
         lambda run: run.has_experts and run.layout.expert == 1 and run.layout.expert_tensor != run.layout.tensor,
-        "without expert parallelism Megatron-Core before 0.19 never reduces expert gradients over the odd ranks "
-        "(gradients 1.3 off)",
+        "without expert parallelism it would gain nothing, and Megatron-Core 0.16 never reduces such expert gradients "
+        "(1.3 off)",
         "leave it out, or use layout.expert > 1",
     ),
     Refusal(

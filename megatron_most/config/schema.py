@@ -87,11 +87,13 @@ class MoEConfig:
     """Tags that own no group on purpose: their tokens use the shared experts alone."""
     placement: Literal["auto", "blocked", "striped"] = "auto"
     """Where experts sit under expert parallelism: blocked (by id), striped (each rank owns some of every group), auto =
-    striped when expert-parallel. It never changes what is computed."""
+    striped when expert-parallel. It never changes what is computed.
+    """
 
     gate: Literal["masked_softmax", "reference"] = "masked_softmax"
     """masked_softmax: softmax over the token's own group. reference: the MoST release's rule, softmax over all experts
-    and then zero outside the group; needed to load its weights, but its auxiliary loss drives the group's mass to 0."""
+    and then zero outside the group; needed to load its weights, but its auxiliary loss drives the group's mass to 0.
+    """
     normalise_top_k: bool = False
     """Weights of the chosen experts sum to 1 (HF norm_topk_prob). Under `reference` this also drops `scale`."""
     scale: float = 1.0
@@ -184,6 +186,8 @@ class RunConfig:
     engine: EngineConfig = field(default_factory=EngineConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     core: dict[str, Scalar] = field(default_factory=dict)
-    """More settings of Megatron-Core's TransformerConfig, by upstream name; what we set or cannot keep true is refused."""
+    """More settings of Megatron-Core's TransformerConfig, by upstream name; what we set or cannot keep true is
+    refused.
+    """
     deepspeed: dict[str, Scalar] = field(default_factory=dict)
     """More settings of DeepSpeed's JSON, by dotted upstream names ("zero_optimization.overlap_comm"); likewise."""

@@ -1,4 +1,6 @@
-"""How many parameters a plan has, by arithmetic: in all, and used by one token. A test counts real models against it."""
+"""How many parameters a plan has, by arithmetic: in all, and used by one token. A test counts real models against
+it.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """PackedBatch: documents laid end to end in rows of equal length, with their bounds; what the model trains on.
 
-A row may hold several documents; no token attends to another document's. Labels never cross a bound: the last token of a
-document has no label. Tags of inputs choose experts, tags of labels name the loss a token counts in. Row ends are pads.
+A row may hold several documents; no token attends to another document's. Labels never cross a bound: the last token
+of a document has no label. Tags of inputs choose experts, tags of labels name the loss a token counts in. Row ends
+are pads.
 """
 
 # B rows (batch), S sequence, F width of continuous features
@@ -9,7 +10,7 @@ document has no label. Tags of inputs choose experts, tags of labels name the lo
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 
@@ -49,8 +50,9 @@ class PackedBatch:
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """A copy on `device`."""
-        moved = {f.name: getattr(self, f.name) for f in fields(self)}
-        return PackedBatch(**{k: v.to(device, non_blocking=True) if torch.is_tensor(v) else v for k, v in moved.items()})
+        tensors = {field.name: getattr(self, field.name) for field in fields(self)}
+        tensors = {name: value for name, value in tensors.items() if torch.is_tensor(value)}
+        return replace(self, **{name: value.to(device, non_blocking=True) for name, value in tensors.items()})
 
     @property
     def num_rows(self) -> int:
@@ -58,7 +60,9 @@ class PackedBatch:
 
 
 def pack_rows(rows: Sequence[Sequence[Document]], length: int, token_map: TokenMap) -> PackedBatch:
-    """Lay each row's documents end to end and pad to `length`. A document of n ids takes n-1 places (input -> next id)."""
+    """Lay each row's documents end to end and pad to `length`. A document of n ids takes n-1 places (input -> next
+    id).
+    """
     shape = (len(rows), length)
     tokens, labels = (torch.full(shape, token_map.pad_id) for _ in range(2))
     tags, label_tags = torch.full(shape, TEXT), torch.full(shape, TEXT)
@@ -73,7 +77,9 @@ def pack_rows(rows: Sequence[Sequence[Document]], length: int, token_map: TokenM
             if size < 1:
                 raise DataError(f"row {r}, document {d}: a document needs at least 2 tokens, this has {size + 1}")
             if at + size > length:
-                raise DataError(f"row {r}, document {d}: {at + size} tokens do not fit a row of {length}; cut or repack")
+                raise DataError(
+                    f"row {r}, document {d}: {at + size} tokens do not fit a row of {length}; cut or repack"
+                )
             here = slice(at, at + size)
             ids, tag = torch.as_tensor(document.ids), torch.as_tensor(document.tags)
             tokens[r, here], labels[r, here] = ids[:-1], ids[1:]

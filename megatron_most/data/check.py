@@ -26,7 +26,9 @@ def check_batch(batch: PackedBatch, plan: Plan) -> None:
         raise DataError(f"tokens_BS: shape {tuple(shape)} is not [rows, positions]")
     for name in _NAMES:
         if getattr(batch, name).shape != shape:
-            raise DataError(f"{name}: shape {tuple(getattr(batch, name).shape)} differs from that of the tokens, {tuple(shape)}")
+            raise DataError(
+                f"{name}: shape {tuple(getattr(batch, name).shape)} differs from that of the tokens, {tuple(shape)}"
+            )
     is_wave = _check_wave(batch, plan)
     known_V = torch.tensor(plan.tokens.tag_table()) >= 0
     for name, ids, matters in (
@@ -34,7 +36,11 @@ def check_batch(batch: PackedBatch, plan: Plan) -> None:
         ("label", batch.labels_BS, batch.loss_weights_BS != 0),
     ):
         inside = (ids >= 0) & (ids < len(known_V))
-        _refuse(~inside & (matters | (name == "token")), f"{name} id {{}} is outside the vocabulary of {len(known_V)} rows", ids)
+        _refuse(
+            ~inside & (matters | (name == "token")),
+            f"{name} id {{}} is outside the vocabulary of {len(known_V)} rows",
+            ids,
+        )
         unknown = ~known_V[ids.clamp(0, len(known_V) - 1)]
         _refuse(unknown & matters, f"{name} id {{}} is outside the vocabulary (a row that no token uses)", ids)
     for name, tags in (("tag", batch.tags_BS), ("label tag", batch.label_tags_BS)):
@@ -43,7 +49,11 @@ def check_batch(batch: PackedBatch, plan: Plan) -> None:
     if plan.moe is not None:
         for tag, group in enumerate(plan.moe.group_of_tag):
             if group is None and tag not in plan.moe.shared_only:
-                _refuse(batch.tags_BS == tag, "tag {} owns no expert group and is not in moe.shared_only_tags", batch.tags_BS)
+                _refuse(
+                    batch.tags_BS == tag,
+                    "tag {} owns no expert group and is not in moe.shared_only_tags",
+                    batch.tags_BS,
+                )
     weights = batch.loss_weights_BS
     _refuse(~torch.isfinite(weights) | (weights < 0), "loss weight {} is not a number >= 0", weights)
     _refuse(batch.is_pad_BS & (weights != 0), "a pad has loss weight {}", weights)

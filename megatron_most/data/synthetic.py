@@ -17,7 +17,9 @@ Kind = Literal["text", "audio", "mixed", "wave"]
 
 
 def synthetic_document(tokens: TokenMap, kind: Kind, length: int, seed: int, index: int, spread: int = 32) -> Document:
-    """One document of `length` ids over `spread` text tokens and units; "wave" has wave markers around every six of its text."""
+    """One document of `length` ids over `spread` text tokens and units; "wave" has wave markers around every six of
+    its text.
+    """
     draw = random.Random(f"{seed}/{index}/{kind}")
     start_text, start_unit = draw.randrange(spread), draw.randrange(spread)
     num_units = min(spread, tokens.num_units)
@@ -33,12 +35,22 @@ def synthetic_document(tokens: TokenMap, kind: Kind, length: int, seed: int, ind
     else:
         half = length // 2
         inner_units = [(token, AUDIO) for token in units[: length - half - 2]]
-        pairs = [*((token, TEXT) for token in text[:half]), (tokens.begin_audio_id, AUDIO), *inner_units, (tokens.end_audio_id, AUDIO)]
+        pairs = [
+            *((token, TEXT) for token in text[:half]),
+            (tokens.begin_audio_id, AUDIO),
+            *inner_units,
+            (tokens.end_audio_id, AUDIO),
+        ]
     return Document(ids=[token for token, _ in pairs], tags=[tag for _, tag in pairs], is_trained=[True] * length)
 
 
-def synthetic_batch(tokens: TokenMap, kinds: Sequence[Kind], length: int, seed: int, first: int | Sequence[int]) -> PackedBatch:
+def synthetic_batch(
+    tokens: TokenMap, kinds: Sequence[Kind], length: int, seed: int, first: int | Sequence[int]
+) -> PackedBatch:
     """One row a kind: a document that fills it, numbered from `first` on (or by `first`, one number a row)."""
     numbers = range(first, first + len(kinds)) if isinstance(first, int) else first
-    rows = [[synthetic_document(tokens, kind, length + 1, seed, number)] for kind, number in zip(kinds, numbers, strict=True)]
+    rows = [
+        [synthetic_document(tokens, kind, length + 1, seed, number)]
+        for kind, number in zip(kinds, numbers, strict=True)
+    ]
     return pack_rows(rows, length, tokens)

@@ -6,4 +6,14 @@ from megatron_most.engine.plain import PlainEngine
 from megatron_most.engine.schedule import run_micro_batches
 from megatron_most.engine.session import Session, make_plan, open_groups, open_session
 
-__all__ = ["Engine", "PlainEngine", "Session", "StepReport", "check_together", "make_plan", "open_groups", "open_session", "run_micro_batches"]
+__all__ = [
+    "Engine",
+    "PlainEngine",
+    "Session",
+    "StepReport",
+    "check_together",
+    "make_plan",
+    "open_groups",
+    "open_session",
+    "run_micro_batches",
+]

@@ -1,7 +1,7 @@
 """Before a step: every rank looks at its own batches, and all of them go on or raise the same error together.
 
-A rank that raised alone would leave the others waiting in the first collective; so would one with more micro-batches, or
-longer ones.
+A rank that raised alone would leave the others waiting in the first collective; so would one with more micro-batches,
+or longer ones.
 """
 
 from __future__ import annotations
@@ -40,6 +40,6 @@ def check_together(batches: Sequence[PackedBatch], plan: Plan) -> None:
     (num, rows), (least_num, least_rows) = most[:2].tolist(), (-most[2:]).tolist()
     if (num, rows) != (least_num, least_rows):  # the same numbers everywhere, so all ranks raise
         raise LayoutError(
-            f"ranks disagree: {least_num} to {num} micro-batches of {least_rows} to {rows} rows in one step; give every rank as many "
-            "(fill up with rows of loss weight 0)"
+            f"ranks disagree: {least_num} to {num} micro-batches of {least_rows} to {rows} rows in one step; "
+            "give every rank as many (fill up with rows of loss weight 0)"
         )

@@ -1,8 +1,10 @@
-"""Gradients across ranks, for an engine without ZeRO: which sums each kind of weight needs, and one norm over all of them.
+"""Gradients across ranks, for an engine without ZeRO: which sums each kind of weight needs, and one norm over all of
+them.
 
-A weight is one of: expert (Core marks `allreduce = False` when experts are spread), tensor-sharded (`tensor_model_parallel`),
-or whole on every tensor rank. `sequence_parallel` marks whole weights that saw only this tensor rank's tokens. A weight that
-no token reached has gradient 0, not None: else Adam's moments would depend on which rank a token happened to be on.
+A weight is one of: expert (Core marks `allreduce = False` when experts are spread), tensor-sharded
+(`tensor_model_parallel`), or whole on every tensor rank. `sequence_parallel` marks whole weights that saw only this
+tensor rank's tokens. A weight that no token reached has gradient 0, not None: else Adam's moments would depend on
+which rank a token happened to be on.
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ def reduce_gradients(weights: Parameters, groups: Groups) -> None:
     for weight in weights:
         if weight.grad is None:
             weight.grad = torch.zeros_like(weight)
-    _sum(( w for w in weights if getattr(w, "sequence_parallel", False)), groups.tensor)
+    _sum((w for w in weights if getattr(w, "sequence_parallel", False)), groups.tensor)
     if groups.tied is not None:
         _sum((w for w in weights if getattr(w, "shared_embedding", False)), groups.tied)
     _sum((w for w in weights if not is_expert(w)), groups.data_context)
@@ -37,7 +39,10 @@ def reduce_gradients(weights: Parameters, groups: Groups) -> None:
 def gradient_norm(weights: Parameters, groups: Groups) -> float:
     """The 2-norm of the whole gradient, each weight of the model counted once. All ranks call it."""
     device = weights[0].device
-    dense, experts = torch.zeros((), dtype=torch.float64, device=device), torch.zeros((), dtype=torch.float64, device=device)
+    dense, experts = (
+        torch.zeros((), dtype=torch.float64, device=device),
+        torch.zeros((), dtype=torch.float64, device=device),
+    )
     for weight in weights:
         assert weight.grad is not None, "reduce_gradients comes first"
         square = weight.grad.double().square().sum()

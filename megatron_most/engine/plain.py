@@ -1,6 +1,7 @@
 """The plain engine: torch's AdamW on every rank's own weights, for reading, for tests, and for runs that need no ZeRO.
 
-It works in every layout. Below float32 it keeps float32 masters: the optimizer moves those, the model gets rounded copies.
+It works in every layout. Below float32 it keeps float32 masters: the optimizer moves those, the model gets rounded
+copies.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from megatron_most.engine.check import check_together
 from megatron_most.engine.gradients import clip_gradients, gradient_norm, reduce_gradients
 from megatron_most.engine.interface import StepReport
 from megatron_most.engine.schedule import run_micro_batches
+from megatron_most.errors import ConfigError
 from megatron_most.model import LossTerms, MostModel
 from megatron_most.moe import move_biases
 from megatron_most.parallel import Groups
@@ -25,6 +27,11 @@ class PlainEngine:
     """See interface.Engine."""
 
     def __init__(self, model: MostModel, plan: Plan, groups: Groups) -> None:
+        engine = plan.config.engine
+        if engine.kind != "plain":
+            raise ConfigError("engine.kind", engine.kind, "this is the plain engine", 'set engine.kind = "plain"')
+        if engine.precision == "fp16":
+            raise ConfigError("engine.precision", "fp16", "the plain engine does not scale losses", "use bf16 or fp32")
         self.model, self.plan, self.groups = model, plan, groups
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.masters = [weight if weight.dtype == torch.float32 else _master(weight) for weight in self.weights]

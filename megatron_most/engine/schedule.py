@@ -1,8 +1,9 @@
 """One pass of micro-batches through Core's schedules (1F1B with pipeline stages), giving sums.
 
-What is minimised: sum of token losses / tokens in the global batch + sum of auxiliary losses / rows in the global batch.
-Both denominators are counted over all data ranks first, so nothing is a mean of means: any data-parallel size, micro-batch
-size or weight-0 filler row gives the same gradient. Core multiplies the loss and the auxiliary losses by `grad_scale_func`.
+What is minimised: sum of token losses / tokens in the global batch + sum of auxiliary losses / rows in the global
+batch. Both denominators are counted over all data ranks first, so nothing is a mean of means: any data-parallel size,
+micro-batch size or weight-0 filler row gives the same gradient. Core multiplies the loss and the auxiliary losses by
+`grad_scale_func`.
 """
 
 # B rows, S sequence, M tags
@@ -24,9 +25,15 @@ from megatron_most.vocab import TAG_NAMES
 
 
 def run_micro_batches(
-    model: MostModel, batches: Sequence[PackedBatch], groups: Groups, *, loss_scale: float = 1.0, forward_only: bool = False
+    model: MostModel,
+    batches: Sequence[PackedBatch],
+    groups: Groups,
+    *,
+    loss_scale: float = 1.0,
+    forward_only: bool = False,
 ) -> LossTerms:
-    """Forward (and backward, adding into .grad) over this data rank's micro-batches; every rank gets the global LossTerms.
+    """Forward (and backward, adding into .grad) over this data rank's micro-batches; every rank gets the global
+    LossTerms.
 
     All ranks call it, with the same number of micro-batches of the same shape.
     """
@@ -40,7 +47,9 @@ def run_micro_batches(
         batch = next(iterator)
 
         def loss(loss_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, LossTerms]:
-            terms = loss_terms(loss_BS, piece(batch.loss_weights_BS, rank, ranks), piece(batch.label_tags_BS, rank, ranks))
+            terms = loss_terms(
+                loss_BS, piece(batch.loss_weights_BS, rank, ranks), piece(batch.label_tags_BS, rank, ranks)
+            )
             detached = LossTerms(terms.loss_sum_M.detach(), terms.weight_sum_M)
             return terms.loss_sum_M.sum() * (rows / weights), torch.ones((), dtype=torch.int, device=device), detached
 

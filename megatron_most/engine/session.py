@@ -1,11 +1,13 @@
 """From a config to a running set of ranks, in the order that lets mistakes show before anything waits for anything.
 
-Find the launch, the device and the library versions; build the plan (ConfigError here, on every rank alike); only then start
-torch.distributed and Core's groups. Leaving by an exception never waits for other ranks (see runtime/ranks.py).
+Find the launch, the device and the library versions; build the plan (ConfigError here, on every rank alike); only
+then start torch.distributed and Core's groups. Leaving by an exception never waits for other ranks (see
+runtime/ranks.py).
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,7 +15,17 @@ from dataclasses import dataclass
 from megatron_most.config import Plan, RunConfig, build
 from megatron_most.model import core_config
 from megatron_most.parallel import Groups, start_groups, stop_groups
-from megatron_most.runtime import Device, Launch, Ranks, find_device, find_launch, process_group, quiet_upstream, seed_everything
+from megatron_most.runtime import (
+    Device,
+    Launch,
+    Ranks,
+    find_device,
+    find_launch,
+    process_group,
+    quiet_upstream,
+    seed_everything,
+    set_threads,
+)
 from megatron_most.upstream import find_facts, prepare
 
 
@@ -56,5 +68,6 @@ def open_session(config: RunConfig, launch: Launch | None = None) -> Iterator[Se
     launch = launch or find_launch()
     device = find_device(config.device, launch.local_rank)
     plan = make_plan(config, launch.world_size, device)
+    set_threads(max(1, (os.cpu_count() or 1) // launch.local_world_size))  # more threads than cores would only wait
     with process_group(launch, device) as ranks, open_groups(plan, ranks) as session:
         yield session

@@ -1,7 +1,7 @@
 """Plan -> Megatron-Core's TransformerConfig: every setting we rely on, in one place.
 
-Core's defaults are not DeepSeek's: mscale_all_dim, original_max_position_embeddings, layernorm_epsilon, pre-softmax and the
-latent norms each give silently other logits when left out (3.1, 3.6, 2e-3 and 1.8 off in a tiny model).
+Core's defaults are not DeepSeek's: mscale_all_dim, original_max_position_embeddings, layernorm_epsilon, pre-softmax
+and the latent norms each give silently other logits when left out (3.1, 3.6, 2e-3 and 1.8 off in a tiny model).
 """
 
 from __future__ import annotations
@@ -61,7 +61,9 @@ def core_config(plan: Plan) -> TransformerConfig:
     try:
         return kind(**{**settings, **plan.config.core})
     except (ValueError, AssertionError, TypeError, NotImplementedError) as error:
-        raise ConfigError("core", plan.config.core, f"Megatron-Core refuses the configuration ({error})", "change the settings named") from error
+        raise ConfigError(
+            "core", plan.config.core, f"Megatron-Core refuses the configuration ({error})", "change the settings named"
+        ) from error
 
 
 def _attention(plan: Plan) -> dict[str, Any]:

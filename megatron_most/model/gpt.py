@@ -1,8 +1,9 @@
 """MostModel: Core's GPTModel that takes tags with its tokens, and continuous speech in place of embeddings.
 
-Tags travel as boolean planes in `padding_mask` (see moe/planes.py). Core's own `_preprocess` insists on a mask of the ids'
-shape and cuts it under sequence parallelism on the first pipeline stage only; ours cuts it on every stage. Document bounds
-travel in `attention_mask` (see upstream/attention.py). Context parallelism cuts everything but the bounds, first.
+Tags travel as boolean planes in `padding_mask` (see moe/planes.py). Core's own `_preprocess` insists on a mask of the
+ids' shape and cuts it under sequence parallelism on the first pipeline stage only; ours cuts it on every stage.
+Document bounds travel in `attention_mask` (see upstream/attention.py). Context parallelism cuts everything but the
+bounds, first.
 """
 
 # B rows, S sequence, P planes, F width of continuous features

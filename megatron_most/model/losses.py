@@ -1,4 +1,6 @@
-"""LossTerms: what a batch cost, as sums and counts per modality, never means: sums add up over ranks and micro-batches."""
+"""LossTerms: what a batch cost, as sums and counts per modality, never means: sums add up over ranks and
+micro-batches.
+"""
 
 # B rows, S sequence, M tags
 

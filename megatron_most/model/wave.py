@@ -26,6 +26,8 @@ class WaveProjector(torch.nn.Module):
 
     def forward(self, embedded_SBD: torch.Tensor, wave_BSF: torch.Tensor, is_wave_BS: torch.Tensor) -> torch.Tensor:
         is_wave_SB1 = is_wave_BS.T.unsqueeze(-1)
-        wave_BSF = wave_BSF.masked_fill(~is_wave_BS.unsqueeze(-1), 0.0)  # what stands elsewhere must not matter, NaN included
+        wave_BSF = wave_BSF.masked_fill(
+            ~is_wave_BS.unsqueeze(-1), 0.0
+        )  # what stands elsewhere must not matter, NaN included
         projected_SBD = self.proj(wave_BSF.to(self.proj.weight.dtype)).transpose(0, 1)
         return torch.where(is_wave_SB1, projected_SBD, embedded_SBD)

@@ -24,7 +24,8 @@ def group_loss(
     probs_SBE: torch.Tensor, count_SBE: torch.Tensor, owns_GE: torch.Tensor, top_k: int,
     scope: Literal["sequence", "batch"], ranks: Group,
 ) -> torch.Tensor:  # fmt: skip
-    """Balance inside each group, weighted by the group's share of tokens: B at perfect balance for any text/audio ratio.
+    """Balance inside each group, weighted by the group's share of tokens: B at perfect balance for any text/audio
+    ratio.
 
     `probs_SBE` and `count_SBE` are 0 for tokens that do not count. A group without tokens adds nothing.
     """
@@ -46,7 +47,9 @@ def reference_loss(
     scores_SBE: torch.Tensor, count_SBE: torch.Tensor, counted_SB: torch.Tensor, top_k: int,
     scope: Literal["sequence", "batch"], ranks: Group,
 ) -> torch.Tensor:  # fmt: skip
-    """The release's loss; `counted_SB` says which tokens belong to its means (all of them, as released, or the routed ones)."""
+    """The release's loss; `counted_SB` says which tokens belong to its means (all of them, as released, or the routed
+    ones).
+    """
     count_BE, scores_BE, tokens_B = count_SBE.sum(0), scores_SBE.sum(0), counted_SB.sum(0).to(scores_SBE.dtype)
     batch = count_BE.size(0)
     if scope == "batch":

@@ -1,10 +1,12 @@
 """Which experts each token gets, and with which weights: the two gates, as functions of logits and ownership.
 
-masked_softmax  p = softmax over the token's own group;    w = p of the top k (normalised on demand) * scale * c[group]
-reference       q = softmax over all experts, 0 outside the group, not renormalised;    w = q * scale, or q / (sum q + 1e-20)
+masked_softmax  p = softmax over the token's own group;    w = p of the top k (normalised on demand) * scale *
+c[group] reference       q = softmax over all experts, 0 outside the group, not renormalised;    w = q * scale, or q /
+(sum q + 1e-20)
 
-`reference` is the MoST release's rule to the letter: normalising drops `scale`, top-1 never normalises, and group-limited
-routing ranks its runs of experts by their UNMASKED maximum. Ids are published ids. All arithmetic is float32.
+`reference` is the MoST release's rule to the letter: normalising drops `scale`, top-1 never normalises, and
+group-limited routing ranks its runs of experts by their UNMASKED maximum. Ids are published ids. All arithmetic is
+float32.
 """
 
 # T tokens, E routed experts, K experts per token, R routing groups (runs of ids), G expert groups
@@ -49,8 +51,9 @@ def choose(
     bias_E: torch.Tensor | None,
     plan: MoEPlan,
 ) -> Choice:
-    """Apply the plan's gate. `constant_T` is each token's saved group constant (masked_softmax), `bias_E` shifts the choice
-    of experts, never their weights."""
+    """Apply the plan's gate. `constant_T` is each token's saved group constant (masked_softmax), `bias_E` shifts the
+    choice of experts, never their weights.
+    """
     if plan.gate == "masked_softmax":
         scores_TE = in_group_softmax(logits_TE, owned_TE)
         run_scores_TE = scores_TE
@@ -61,7 +64,9 @@ def choose(
     shifted_TE = scores_TE.detach() if bias_E is None else scores_TE.detach() + bias_E
     ranking_TE = shifted_TE.masked_fill(~owned_TE, float("-inf"))
     if plan.routing_groups_kept < plan.routing_groups:
-        ranking_TE = _limit_to_runs(ranking_TE, run_scores_TE.detach(), owned_TE, plan.routing_groups, plan.routing_groups_kept)
+        ranking_TE = _limit_to_runs(
+            ranking_TE, run_scores_TE.detach(), owned_TE, plan.routing_groups, plan.routing_groups_kept
+        )
     best_TK, experts_TK = ranking_TE.topk(plan.top_k, dim=-1)
     is_chosen_TK = best_TK > float("-inf")
     weights_TK = scores_TE.gather(-1, experts_TK).masked_fill(~is_chosen_TK, 0.0)

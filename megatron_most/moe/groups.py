@@ -1,7 +1,7 @@
 """A plan's partition and placement as tensors: who owns what, who may choose whom, who sits where.
 
-Everything is indexed by published expert id but `slot_of_E`, which says where an expert sits. Tags that own nothing have
-an empty row in `owns_ME`; only tags declared shared-only may (build() refuses the others).
+Everything is indexed by published expert id but `slot_of_E`, which says where an expert sits. Tags that own nothing
+have an empty row in `owns_ME`; only tags declared shared-only may (build() refuses the others).
 """
 
 # M tags, G expert groups, E routed experts

@@ -1,8 +1,9 @@
 """Tags on their way to the router: boolean planes in Megatron-Core's `padding_mask` argument.
 
-Core hands that argument explicitly to every layer and through recompute, but `MoELayer.forward` calls `.bool()` on it, so
-integer tags would all become True. Plane 0 says "pad", planes 1.. are the bits of the tag. A module-wide "current tags"
-instead is wrong under pipelines: the backward pass of one micro-batch would recompute with the tags of another.
+Core hands that argument explicitly to every layer and through recompute, but `MoELayer.forward` calls `.bool()` on
+it, so integer tags would all become True. Plane 0 says "pad", planes 1.. are the bits of the tag. A module-wide
+"current tags" instead is wrong under pipelines: the backward pass of one micro-batch would recompute with the tags of
+another.
 """
 
 # B batch, S sequence, P planes

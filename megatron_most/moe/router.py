@@ -1,7 +1,7 @@
 """The modality-indexed router: Megatron-Core's TopKRouter with our gate, balance and placement.
 
-It takes hidden states [S, B, D] and tag planes [S, B, P] (through Core's `padding_mask`), and gives Core's dispatcher what
-it wants: weights and a boolean map, [T, slots]. Columns are slots, everything before them is in published ids.
+It takes hidden states [S, B, D] and tag planes [S, B, P] (through Core's `padding_mask`), and gives Core's dispatcher
+what it wants: weights and a boolean map, [T, slots]. Columns are slots, everything before them is in published ids.
 Pads are routed by their tag like any token (their output is never read); they count in no loss and no telemetry.
 """
 
@@ -30,7 +30,9 @@ FLOAT32_BUFFERS = ("group_constant", "expert_bias")
 
 
 class ModalityRouter(TopKRouter):
-    """Chooses experts of the token's own modality. Saved with the weights: group_constant (masked_softmax), expert_bias."""
+    """Chooses experts of the token's own modality. Saved with the weights: group_constant (masked_softmax),
+    expert_bias.
+    """
 
     group_constant: torch.Tensor | None
     expert_bias: torch.Tensor | None
@@ -59,11 +61,14 @@ class ModalityRouter(TopKRouter):
         """Logits in float32, whatever the model's precision (Core's own function needs Transformer Engine)."""
         return F.linear(input.float(), self.weight.float())
 
-    def routing(self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    def routing(
+        self, logits: torch.Tensor, padding_mask: torch.Tensor | None = None
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """logits [S, B, E], planes [S, B, P] -> weights [T, E] and map [T, E], columns by slot."""
         if padding_mask is None or padding_mask.ndim != 3 or padding_mask.size(-1) != NUM_PLANES:
             shape = None if padding_mask is None else tuple(padding_mask.shape)
-            raise DataError(f"layer {self.layer_number}: tokens arrived without tags (planes {shape}); pass tag planes as padding_mask")
+            wrong = f"layer {self.layer_number}: tokens arrived without tags (planes {shape})"
+            raise DataError(f"{wrong}; pass tag planes as padding_mask")
         length, batch, num_experts = logits.shape
         tags_T, is_pad_T = (part.flatten() for part in from_planes(padding_mask))
         logits_TE = logits.reshape(-1, num_experts)
@@ -90,33 +95,31 @@ class ModalityRouter(TopKRouter):
         counted_T: torch.Tensor, shape: tuple[int, int],
     ) -> torch.Tensor:  # fmt: skip
         """The weighted auxiliary losses of this micro-batch: a sum over its sequences (see balance.py)."""
-        plan, total = self.plan, logits_TE.new_zeros(())
+        plan, scope, ranks = self.plan, self.plan.aux_scope, self.tp_cp_group
+        total = logits_TE.new_zeros(())
         if plan.aux_loss == "group":
-            probs_TE = in_group_softmax(logits_TE, owned_TE).masked_fill(~counted_T.unsqueeze(-1), 0.0)
-            value = balance.group_loss(
-                probs_TE.unflatten(0, shape), count_TE.unflatten(0, shape), self.tables.owns_GE, plan.top_k, plan.aux_scope,
-                self.tp_cp_group,
-            )  # fmt: skip
-            total = total + plan.aux_coefficient * value
+            probs_TE = in_group_softmax(logits_TE, owned_TE) * counted_T.unsqueeze(-1)
+            probs_SBE, count_SBE = probs_TE.unflatten(0, shape), count_TE.unflatten(0, shape)
+            value = balance.group_loss(probs_SBE, count_SBE, self.tables.owns_GE, plan.top_k, scope, ranks)
         elif plan.aux_loss == "reference":
-            everything = plan.aux_counts_everything
-            in_means_T = torch.ones_like(counted_T) if everything else counted_T
-            if everything:  # the release counts the tied slots of shared-only tokens as well
+            in_means_T = counted_T
+            if plan.aux_counts_everything:  # the release counts pads, and the tied slots of shared-only tokens as well
+                in_means_T = torch.ones_like(counted_T)
                 ones_TK = torch.ones_like(choice.weights_TK)
                 count_TE = torch.zeros_like(logits_TE).scatter(1, choice.experts_TK, ones_TK)
-            scores_TE = masked_full_softmax(logits_TE, owned_TE).masked_fill(~in_means_T.unsqueeze(-1), 0.0)
-            value = balance.reference_loss(
-                scores_TE.unflatten(0, shape), count_TE.unflatten(0, shape), in_means_T.unflatten(0, shape), plan.top_k,
-                plan.aux_scope, self.tp_cp_group,
-            )  # fmt: skip
+            scores_TE = masked_full_softmax(logits_TE, owned_TE) * in_means_T.unsqueeze(-1)
+            scores_SBE, count_SBE = scores_TE.unflatten(0, shape), count_TE.unflatten(0, shape)
+            in_means_SB = in_means_T.unflatten(0, shape)
+            value = balance.reference_loss(scores_SBE, count_SBE, in_means_SB, plan.top_k, scope, ranks)
+        if plan.aux_loss != "none":
+            self.sums.add_balance(value.detach(), shape[1] / ranks.size())
             total = total + plan.aux_coefficient * value
         if plan.z_coefficient:
-            seen_TE = logits_TE
+            seen_TE = logits_TE  # what the gate's softmax sees
             if plan.gate == "masked_softmax":
                 seen_TE = logits_TE.masked_fill(owned_TE.any(-1, keepdim=True) & ~owned_TE, float("-inf"))
-            log_sum_SB = seen_TE.logsumexp(-1).unflatten(0, shape)
-            value = balance.z_loss(log_sum_SB, counted_T.unflatten(0, shape), plan.aux_scope, self.tp_cp_group)
-            total = total + plan.z_coefficient * value
+            log_sum_SB, counted_SB = seen_TE.logsumexp(-1).unflatten(0, shape), counted_T.unflatten(0, shape)
+            total = total + plan.z_coefficient * balance.z_loss(log_sum_SB, counted_SB, scope, ranks)
         return total
 
 
@@ -127,7 +130,8 @@ def routers(model: torch.nn.Module) -> list[ModalityRouter]:
 
 @torch.no_grad()
 def move_biases(model: torch.nn.Module, ranks: dist.ProcessGroup | None) -> None:
-    """After an optimizer step: shift every layer's choice bias by the load since the last one (no-op without bias_rate).
+    """After an optimizer step: shift every layer's choice bias by the load since the last one (no-op without
+    bias_rate).
 
     `ranks` hold other tokens of the same layers (tensor x context x data parallel); all of them call it.
     """

@@ -1,4 +1,5 @@
-"""What the experts of a layer did since the last look: sums that add up over micro-batches and ranks, then plain numbers.
+"""What the experts of a layer did since the last look: sums that add up over micro-batches and ranks, then plain
+numbers.
 
 `RouterSums` lives in each router and costs a few small sums a micro-batch; `collect` reduces all layers of all pipeline
 stages in one exchange and resets them. Pads count nowhere; shared-only tokens count only in tokens per tag.
@@ -48,14 +49,19 @@ class LayerTelemetry:
     """Tokens per expert, by published id."""
     tokens_per_tag: dict[str, int]
     groups: tuple[GroupTelemetry, ...]
+    balance_loss: float
+    """Mean of the auxiliary loss over sequences, before its coefficient; of `group`, 1.0 is perfect. 0 without one."""
 
 
 class RouterSums(torch.nn.Module):
-    """Running sums of one router; float32 whatever the model's precision, and in no checkpoint."""
+    """Running sums of one router; float64 whatever the model's precision, and in no checkpoint."""
+
+    sums: torch.Tensor
 
     def __init__(self, plan: MoEPlan) -> None:
         super().__init__()
-        self.sizes = (plan.num_experts, plan.num_experts, len(TAG_NAMES), len(plan.groups), len(plan.groups), len(plan.groups))
+        groups = len(plan.groups)
+        self.sizes = (plan.num_experts, plan.num_experts, len(TAG_NAMES), groups, groups, groups, 2)
         self.register_buffer("sums", torch.zeros(sum(self.sizes), dtype=torch.float64), persistent=False)
 
     def _apply(self, fn, recurse=True):  # type: ignore[no-untyped-def]
@@ -72,7 +78,9 @@ class RouterSums(torch.nn.Module):
                 part.zero_()
 
     def parts(self) -> Sequence[torch.Tensor]:
-        """Views: load_E since the last look, load_E since the last bias step, tokens_M, tokens_G, mass_G, entropy_G."""
+        """Views: load_E since the last look, load_E since the last bias step, tokens_M, tokens_G, mass_G, entropy_G,
+        (balance loss, sequences).
+        """
         return self.sums.split(self.sizes)
 
     @torch.no_grad()
@@ -81,7 +89,7 @@ class RouterSums(torch.nn.Module):
         is_pad_T: torch.Tensor, counted_T: torch.Tensor, tables: GroupTables,
     ) -> None:  # fmt: skip
         """Add one micro-batch (this rank's tokens of it)."""
-        load_E, step_load_E, tokens_M, tokens_G, mass_G, entropy_G = self.parts()
+        load_E, step_load_E, tokens_M, tokens_G, mass_G, entropy_G, _ = self.parts()
         count_E = count_TE.sum(0)
         load_E += count_E
         step_load_E += count_E
@@ -98,10 +106,16 @@ class RouterSums(torch.nn.Module):
         mass_G.index_add_(0, group_T, log_mass_T1.squeeze(-1).exp() * weight_T)
         entropy_G.index_add_(0, group_T, entropy_T * weight_T)
 
+    def add_balance(self, value: torch.Tensor, sequences: float) -> None:
+        """Add a balance loss (this rank's part of it) and the number of sequences it is over (likewise)."""
+        balance = self.parts()[-1]
+        balance[0] += value
+        balance[1] += sequences
+
 
 def describe(layer: int, sums: Sequence[torch.Tensor], plan: MoEPlan) -> LayerTelemetry:
     """Reduced sums -> plain numbers."""
-    load_E, _, tokens_M, tokens_G, mass_G, entropy_G = sums
+    load_E, _, tokens_M, tokens_G, mass_G, entropy_G, (balance, sequences) = sums
     groups = []
     for index, (name, experts) in enumerate(zip(plan.group_names, plan.groups, strict=True)):
         load, tokens = load_E[list(experts)], tokens_G[index].item()
@@ -122,6 +136,7 @@ def describe(layer: int, sums: Sequence[torch.Tensor], plan: MoEPlan) -> LayerTe
         load=tuple(round(n) for n in load_E.tolist()),
         tokens_per_tag={name: round(n) for name, n in zip(TAG_NAMES, tokens_M.tolist(), strict=True)},
         groups=tuple(groups),
+        balance_loss=float(balance / sequences) if sequences else 0.0,
     )
 
 

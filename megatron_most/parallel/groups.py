@@ -1,9 +1,9 @@
 """Process groups of a layout, made by Megatron-Core, and the ranks each kind of reduction goes over.
 
-    replicated weight      sum over data x context ranks
-    expert weight          sum over expert-data ranks
-    sequence-parallel      additionally over tensor ranks (each saw its own tokens)
-    tied embedding         additionally over the first and last pipeline stage
+replicated weight      sum over data x context ranks
+expert weight          sum over expert-data ranks
+sequence-parallel      additionally over tensor ranks (each saw its own tokens)
+tied embedding         additionally over the first and last pipeline stage
 """
 
 from __future__ import annotations

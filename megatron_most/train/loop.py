@@ -23,5 +23,7 @@ def train(
     for step in range(steps):
         report = engine.step(batches_of(step), learning_rate * (1 - step / steps))
         if report.is_skipped:
-            raise MostError(f"step {step}: the gradient is not finite (loss {report.loss:.4f}); lower train.learning_rate")
+            raise MostError(
+                f"step {step}: the gradient is not finite (loss {report.loss:.4f}); lower train.learning_rate"
+            )
         on_report(step, report)

@@ -11,4 +11,14 @@ from megatron_most.upstream.prepare import prepare
 from megatron_most.upstream.specs import submodules_of
 from megatron_most.upstream.versions import core_version, find_facts
 
-__all__ = ["MendedMLA", "RMSNorm", "SdpaAttention", "core_version", "find_facts", "piece", "prepare", "submodules_of", "zigzag"]
+__all__ = [
+    "MendedMLA",
+    "RMSNorm",
+    "SdpaAttention",
+    "core_version",
+    "find_facts",
+    "piece",
+    "prepare",
+    "submodules_of",
+    "zigzag",
+]

@@ -1,8 +1,8 @@
 """Core attention on torch's SDPA, with what Core's DotProductAttention lacks without Transformer Engine.
 
-Key and value heads of different widths (MLA: 192 and 128), fewer key/value heads than query heads, context parallelism (keys
-and values gathered, zigzag positions), and packed documents: `attention_mask` is [B, S] document numbers of the WHOLE
-sequence (or None), and no token sees another document.
+Key and value heads of different widths (MLA: 192 and 128), fewer key/value heads than query heads, context
+parallelism (keys and values gathered, zigzag positions), and packed documents: `attention_mask` is [B, S] document
+numbers of the WHOLE sequence (or None), and no token sees another document.
 """
 
 # S query positions on this rank, T key positions, B batch, H heads, D head width
@@ -33,19 +33,29 @@ class SdpaAttention(MegatronModule):
         self.context = groups.cp
 
     def forward(
-        self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: torch.Tensor | None = None, **_: Any
+        self,
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        **_: Any,
     ) -> torch.Tensor:
         """[S, B, H, D] each (key and value may have fewer heads) -> [S, B, H*Dv]."""
         ranks, rank = self.context.size(), self.context.rank()
         if ranks > 1:
-            key, value = (gather_from_sequence_parallel_region(x.contiguous(), group=self.context) for x in (key, value))
+            key, value = (
+                gather_from_sequence_parallel_region(x.contiguous(), group=self.context) for x in (key, value)
+            )
         mask = None
         if ranks > 1 or attention_mask is not None:
             positions_T = zigzag(key.size(0), ranks, key.device)
             positions_S = positions_T.view(ranks, -1)[rank]
             mask = positions_S[:, None] >= positions_T[None, :]  # [S, T]
             if attention_mask is not None:
-                documents_B1S, documents_B1T = attention_mask[:, None, positions_S], attention_mask[:, None, positions_T]
+                documents_B1S, documents_B1T = (
+                    attention_mask[:, None, positions_S],
+                    attention_mask[:, None, positions_T],
+                )
                 mask = mask & (documents_B1S.unsqueeze(-1) == documents_B1T.unsqueeze(-2))  # [B, 1, S, T]
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
         out = F.scaled_dot_product_attention(

@@ -1,4 +1,6 @@
-"""How Megatron-Core's context parallelism cuts a sequence: the zigzag order, for batches and for attention masks alike."""
+"""How Megatron-Core's context parallelism cuts a sequence: the zigzag order, for batches and for attention masks
+alike.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +10,8 @@ import torch
 def zigzag(length: int, ranks: int, device: torch.device | None = None) -> torch.Tensor:
     """Positions in the order in which Core's context parallelism holds them, rank after rank.
 
-    A sequence is cut into 2*ranks pieces and rank r holds pieces r and 2*ranks-1-r, so that each has the same causal work.
+    A sequence is cut into 2*ranks pieces and rank r holds pieces r and 2*ranks-1-r, so that each has the same causal
+    work.
     """
     positions = torch.arange(length, device=device)
     if ranks == 1:

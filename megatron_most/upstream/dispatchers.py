@@ -1,7 +1,8 @@
 """The all-to-all dispatcher with two things mended.
 
-Shared-only tokens choose no expert, but Core announces top_k rows for every token; 0.19's permutation then invents rows
-("split_sizes expects split_sizes to sum exactly"). And without CUDA the split sizes stay tensors, where gloo wants lists.
+Shared-only tokens choose no expert, but Core announces top_k rows for every token; 0.19's permutation then invents
+rows ("split_sizes expects split_sizes to sum exactly"). And without CUDA the split sizes stay tensors, where gloo
+wants lists.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Everything Megatron-Core needs to run on a machine without a GPU: the one list, installed once a process.
 
-Core speaks CUDA in a few places where plain torch words would do. Each stand-in below says who needs it; two of them are
-SILENT when missing: without `cuda.manual_seed` experts of different expert-parallel ranks start identical, without
-`random._set_cuda_rng_state` a replicated router starts different on each rank. Nothing here is used when a GPU is.
+Core speaks CUDA in a few places where plain torch words would do. Each stand-in below says who needs it; two of them
+are SILENT when missing: without `cuda.manual_seed` experts of different expert-parallel ranks start identical,
+without `random._set_cuda_rng_state` a replicated router starts different on each rank. Nothing here is used when a
+GPU is.
 """
 
 from __future__ import annotations
@@ -30,7 +31,9 @@ class _Stream:
 
 
 class _CudaMeansCpu(TorchFunctionMode):
-    """device="cuda" in Core's schedules and embeddings, .cuda() and pin_memory in its context-parallel rotary positions."""
+    """device="cuda" in Core's schedules and embeddings, .cuda() and pin_memory in its context-parallel rotary
+    positions.
+    """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}
@@ -75,6 +78,8 @@ def install(leave_out: str = "") -> None:
     if leave_out != "function mode":
         _CudaMeansCpu().__enter__()  # for the life of the process
     # Core warns when drawing for the "GPU" moves the CPU's generator. Here they are one.
-    logging.getLogger("megatron.core.tensor_parallel.random").addFilter(lambda record: "CPU RNG" not in record.getMessage())
+    logging.getLogger("megatron.core.tensor_parallel.random").addFilter(
+        lambda record: "CPU RNG" not in record.getMessage()
+    )
     torch.compiler.set_stance("force_eager")  # Core's jit_fuser would compile for half a minute: time, not numbers
     _installed = True

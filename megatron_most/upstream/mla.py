@@ -1,10 +1,11 @@
 """Multi-latent attention with the gradient of its rope key mended, and norms on its latents alone.
 
-Core's local spec computes kv_down in a ColumnParallelLinear and gathers it. The gather's backward splits the gradient without
-summing it over tensor-parallel ranks, so each rank's rope-key rows learn from its own heads only (57 % off in a tiny model,
-0.16.1). MLASelfAttention accepts no other class, so the module is replaced after construction by a whole copy of the weight
-on every rank: Core then gathers the rope key over the sequence, whose backward does sum. The norms are set here too, because 0.19 refuses a norm on the compressed keys and
-values when queries are not compressed, which is DeepSeek-V2-Lite: the config says qk_layernorm=False and the spec none.
+Core's local spec computes kv_down in a ColumnParallelLinear and gathers it. The gather's backward splits the gradient
+without summing it over tensor-parallel ranks, so each rank's rope-key rows learn from its own heads only (57 % off in
+a tiny model, 0.16.1). MLASelfAttention accepts no other class, so the module is replaced after construction by a
+whole copy of the weight on every rank: Core then gathers the rope key over the sequence, whose backward does sum. The
+norms are set here too, because 0.19 refuses a norm on the compressed keys and values when queries are not compressed,
+which is DeepSeek-V2-Lite: the config says qk_layernorm=False and the spec none.
 """
 
 from __future__ import annotations
@@ -38,7 +39,9 @@ class MendedMLA(MLASelfAttention):
 
     def __init__(self, config: Any, *args: Any, **kwargs: Any) -> None:
         super().__init__(config, *args, **kwargs)
-        self.linear_kv_down_proj = DuplicatedLinear(config, config.hidden_size, config.kv_lora_rank + config.qk_pos_emb_head_dim)
+        self.linear_kv_down_proj = DuplicatedLinear(
+            config, config.hidden_size, config.kv_lora_rank + config.qk_pos_emb_head_dim
+        )
         self.kv_layernorm = LatentNorm(config, config.kv_lora_rank)
         if config.q_lora_rank is not None:
             self.q_layernorm = LatentNorm(config, config.q_lora_rank)

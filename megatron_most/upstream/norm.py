@@ -20,7 +20,9 @@ class RMSNorm(torch.nn.RMSNorm):
 
 
 class LatentNorm(RMSNorm):
-    """The norm on MLA's compressed keys, values and queries: 1e-6 whatever the model's norm_eps, as DeepSeek-V2 has it."""
+    """The norm on MLA's compressed keys, values and queries: 1e-6 whatever the model's norm_eps, as DeepSeek-V2 has
+    it.
+    """
 
     def __init__(self, config: Any, hidden_size: int) -> None:
         super().__init__(config, hidden_size, eps=1e-6)

@@ -1,4 +1,6 @@
-"""Reading layer specs across versions: 0.16 makes ModuleSpecs, 0.19 makes partials of the module with the same submodules."""
+"""Reading layer specs across versions: 0.16 makes ModuleSpecs, 0.19 makes partials of the module with the same
+submodules.
+"""
 
 from __future__ import annotations
 

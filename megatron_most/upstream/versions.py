@@ -1,7 +1,7 @@
 """Which Megatron-Core is installed, and whether we know it. The only room that compares versions is this one.
 
-Known to work: megatron-core >=0.16,<0.20 (0.16.1 on python 3.11, 0.19.2 on python 3.12). A version outside is refused before
-anything starts: its differences would show as silently different numbers.
+Known to work: megatron-core >=0.16,<0.20 (0.16.1 on python 3.11, 0.19.2 on python 3.12). A version outside is refused
+before anything starts: its differences would show as silently different numbers.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def core_version() -> tuple[int, int]:
     return major, minor
 
 
-def find_facts(world_size: int, device: str, *, is_training: bool = True) -> Facts:
+def find_facts(world_size: int, device: str) -> Facts:
     """What config.build() needs to know about libraries and machine; `device` is "cpu" or "gpu"."""
     assert device in ("cpu", "gpu"), f"find_facts: device {device!r}"
     return Facts(
@@ -38,5 +38,4 @@ def find_facts(world_size: int, device: str, *, is_training: bool = True) -> Fac
         device="cpu" if device == "cpu" else "gpu",
         core_version=core_version(),
         has_transformer_engine=importlib.util.find_spec("transformer_engine") is not None,
-        is_training=is_training,
     )

@@ -1,4 +1,6 @@
-"""One rank's bad batch is one clear error on every rank, naming the row and token; nobody hangs and nothing was learnt."""
+"""One rank's bad batch is one clear error on every rank, naming the row and token; nobody hangs and nothing was
+learnt.
+"""
 
 from __future__ import annotations
 

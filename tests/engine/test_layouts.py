@@ -1,7 +1,7 @@
 """Three optimizer steps cost the same and end in the same weights on every layout as in one process.
 
-Batches mix modalities, are all text everywhere (audio experts idle on all ranks), and all audio on some ranks only. Compared:
-losses by modality, gradient norm, every weight, and tokens per expert, which must be equal to the token.
+Batches mix modalities, are all text everywhere (audio experts idle on all ranks), and all audio on some ranks only.
+Compared: losses by modality, gradient norm, every weight, and tokens per expert, which must be equal to the token.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ from tests.weights import load_parts, named_weights, part_of, tied_name, whole_w
 
 STEPS, ROWS, LEARNING_RATE = 3, 4, 5e-4
 KINDS = (["mixed", "audio", "text", "wave"], ["text"] * ROWS, ["audio", "audio", "text", "text"])
-COMMON = {"train.global_batch_size": ROWS, "train.epsilon": 1e-5, "moe.z_coefficient": 1e-3, "moe.aux_coefficient": 0.05}
+COMMON = {
+    "train.global_batch_size": ROWS,
+    "train.epsilon": 1e-5,
+    "moe.z_coefficient": 1e-3,
+    "moe.aux_coefficient": 0.05,
+}
 MODELS: dict[str, dict[str, Any]] = {
     "masked_softmax": {**COMMON, "moe.bias_rate": 1e-3, "moe.scale": 1.5, "moe.normalise_top_k": True},
     "reference": {**COMMON, "moe.gate": "reference", "moe.aux_loss": "reference"},
@@ -35,7 +40,10 @@ MODELS: dict[str, dict[str, Any]] = {
     "dense": {"recipe": "most-tiny-dense", **COMMON},
 }
 TP_EP = {"layout.tensor": 2, "layout.expert": 2}
-FULL, MOE = {"recompute.granularity": "full"}, {"recompute.granularity": "selective", "recompute.modules": ["moe", "core_attn"]}
+FULL, MOE = (
+    {"recompute.granularity": "full"},
+    {"recompute.granularity": "selective", "recompute.modules": ["moe", "core_attn"]},
+)
 LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "DP2": (2, {}),
     "TP2": (2, {"layout.tensor": 2}),
@@ -64,13 +72,26 @@ CASES = [
 
 
 def test_the_cases_hold_every_promised_layout() -> None:
-    promised = {"TP2", "EP2", "EP4", "TP2xEP2", "PP2", "PP2 full recompute", "CP2", "TP2xPP2xEP2", "CP2xTP2xEP2", "TP2xEP2xDP2"}
+    promised = {
+        "TP2",
+        "EP2",
+        "EP4",
+        "TP2xEP2",
+        "PP2",
+        "PP2 full recompute",
+        "CP2",
+        "TP2xPP2xEP2",
+        "CP2xTP2xEP2",
+        "TP2xEP2xDP2",
+    }
     assert promised <= {layout for model, layout in CASES if model == "masked_softmax"}
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(("model", "layout"), CASES, ids=[f"{model}-{layout}" for model, layout in CASES])
-def test_three_steps_end_in_the_same_weights_on_every_layout(model: str, layout: str, backend: str, baseline: Any) -> None:
+def test_three_steps_end_in_the_same_weights_on_every_layout(
+    model: str, layout: str, backend: str, baseline: Any
+) -> None:
     world_size, changes = LAYOUTS[layout]
     if MODELS[model].get("recipe") == "most-tiny-dense":
         changes = {name: value for name, value in changes.items() if not name.startswith("layout.expert")}

@@ -1,7 +1,7 @@
 """With modality routing off, our model is transformers' DeepseekV2ForCausalLM, and its dense twin is LlamaForCausalLM.
 
-Random weights with a wide spread (0.2), so that a wrong detail shows; YaRN is on. Logits within 1e-4 absolute and relative,
-as fp32 leaves them; the same experts wherever the choice is not a tie.
+Random weights with a wide spread (0.2), so that a wrong detail shows; YaRN is on. Logits within 1e-4 absolute and
+relative, as fp32 leaves them; the same experts wherever the choice is not a tie.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ def deepseek(**changes: Any) -> torch.nn.Module:
     settings: dict[str, Any] = dict(
         vocab_size=72, hidden_size=64, intermediate_size=128, moe_intermediate_size=32, num_hidden_layers=4,
         num_attention_heads=4, num_key_value_heads=4, n_routed_experts=8, n_shared_experts=1, num_experts_per_tok=2,
-        first_k_dense_replace=1, kv_lora_rank=24, q_lora_rank=None, qk_nope_head_dim=16, qk_rope_head_dim=8, v_head_dim=12,
-        topk_method="greedy", norm_topk_prob=False, routed_scaling_factor=1.0, max_position_embeddings=2560,
-        rms_norm_eps=1e-6, rope_parameters=yarn,
+        first_k_dense_replace=1, kv_lora_rank=24, q_lora_rank=None, qk_nope_head_dim=16, qk_rope_head_dim=8,
+        v_head_dim=12, topk_method="greedy", norm_topk_prob=False, routed_scaling_factor=1.0,
+        max_position_embeddings=2560, rms_norm_eps=1e-6, rope_parameters=yarn,
     )  # fmt: skip
     return spread(DeepseekV2ForCausalLM(DeepseekV2Config(**{**settings, **changes})))
 
@@ -57,8 +57,8 @@ def llama() -> torch.nn.Module:
 
     rope = dict(rope_type="llama3", rope_theta=500000.0, factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0)
     config = LlamaConfig(
-        vocab_size=72, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4, num_key_value_heads=2,
-        head_dim=16, rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=2560,
+        vocab_size=72, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=2560,
         rope_parameters={**rope, "original_max_position_embeddings": 8192},
     )  # fmt: skip
     return spread(LlamaForCausalLM(config))

@@ -1,4 +1,6 @@
-"""Packing changes nothing: a row of several documents costs what each of them costs alone, whatever its neighbours are."""
+"""Packing changes nothing: a row of several documents costs what each of them costs alone, whatever its neighbours
+are.
+"""
 
 from __future__ import annotations
 

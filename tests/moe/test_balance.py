@@ -1,4 +1,4 @@
-"""Balance: what the losses are at known loads, that ranks which share sequences count together, and that biases even loads out.
+"""Balance: the losses at known loads, counts of ranks that share sequences, and biases that even loads out.
 
 Gradients of the losses in one process are compared with the oracle in test_layer.py.
 """
@@ -37,18 +37,24 @@ from tests.moe.tiny import (
 )
 from tests.oracles import mamoe
 
-# ------------------------------------------------------------------------------------------------------------- the values
+# --------------------------------------------------------------------------------------------------------- the values
 
 
 def balanced(num_text: int, num_audio: int, batch: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """In-group probabilities, choices (K = 2) and ownership [G, E] of tokens spread evenly over INTERLEAVED's groups."""
+    """In-group probabilities, choices (K = 2) and ownership [G, E] of tokens spread evenly over INTERLEAVED's
+    groups.
+    """
     owns_GE = GroupTables(moe_plan(INTERLEAVED)).owns_GE
     probs, choices = [], []
     for group, num_tokens in enumerate((num_text, num_audio)):
         experts = owns_GE[group].nonzero().flatten()
         for t in range(num_tokens):
             probs.append(owns_GE[group].double() / len(experts))
-            choices.append(torch.zeros(8, dtype=torch.float64).index_fill(0, experts[[2 * t % len(experts), (2 * t + 1) % len(experts)]], 1.0))
+            choices.append(
+                torch.zeros(8, dtype=torch.float64).index_fill(
+                    0, experts[[2 * t % len(experts), (2 * t + 1) % len(experts)]], 1.0
+                )
+            )
     order = torch.randperm(len(probs), generator=torch.Generator().manual_seed(num_text))
     in_order = lambda rows: torch.stack(rows)[order].unsqueeze(1).repeat(1, batch, 1)  # noqa: E731
     return in_order(probs), in_order(choices), owns_GE
@@ -69,11 +75,18 @@ def test_group_loss_grows_with_the_load_of_one_expert_by_the_share_of_its_group(
     is_audio_S = (probs_SBE[:, 0] * owns_GE[1]).any(-1)
     for tensor, value in ((probs_SBE, 0.5), (count_SBE, 1.0)):
         tensor[is_audio_S] = torch.tensor([0, value, 0, value, 0, 0, 0, 0], dtype=torch.float64)
-    assert group_loss(probs_SBE, count_SBE, owns_GE, 2, "sequence", None).item() == pytest.approx(0.1 + 0.9 * 1.5, rel=1e-12)
+    assert group_loss(probs_SBE, count_SBE, owns_GE, 2, "sequence", None).item() == pytest.approx(
+        0.1 + 0.9 * 1.5, rel=1e-12
+    )
 
 
 @settings(deadline=None, max_examples=40)
-@given(seed=st.integers(0, 2**20), top_k=st.integers(1, 3), scope=st.sampled_from(["sequence", "batch"]), gate=st.sampled_from(["masked_softmax", "reference"]))
+@given(
+    seed=st.integers(0, 2**20),
+    top_k=st.integers(1, 3),
+    scope=st.sampled_from(["sequence", "batch"]),
+    gate=st.sampled_from(["masked_softmax", "reference"]),
+)
 def test_the_values_are_the_oracles_times_the_number_of_sequences(seed: int, top_k: int, scope: Any, gate: str) -> None:
     case, plan = draw_case(seed), moe_plan(INTERLEAVED, top_k=top_k, gate=gate)
     batch, groups, owns_GE = 3, oracle_groups(plan), GroupTables(plan).owns_GE
@@ -93,7 +106,15 @@ def test_the_values_are_the_oracles_times_the_number_of_sequences(seed: int, top
     scores_TE = mamoe.reference_scores(logits_TE, case.tags_T, groups, shared_only=plan.shared_only)
     ours = reference_loss(only_counted(scores_TE), count_SBE, counted_SB, top_k, scope, None)
     theirs = mamoe.reference_aux_loss(
-        logits_TE, chosen_TE, case.tags_T, groups, top_k=top_k, alpha=1.0, seq_aux=scope == "sequence", count_everything=False, **where
+        logits_TE,
+        chosen_TE,
+        case.tags_T,
+        groups,
+        top_k=top_k,
+        alpha=1.0,
+        seq_aux=scope == "sequence",
+        count_everything=False,
+        **where,
     )
     assert ours.item() == pytest.approx(batch * theirs.item(), rel=1e-12)
 
@@ -105,7 +126,7 @@ def test_the_values_are_the_oracles_times_the_number_of_sequences(seed: int, top
     assert ours.item() == pytest.approx(batch * theirs.item(), rel=1e-12)
 
 
-# ---------------------------------------------------------------------------------------------------------- on many ranks
+# ------------------------------------------------------------------------------------------------------ on many ranks
 
 SETTINGS: list[dict[str, Any]] = [
     *({"aux_loss": name, "aux_scope": scope} for name in ("group", "reference") for scope in ("sequence", "batch")),
@@ -119,7 +140,10 @@ def gradients(ranks: Ranks, case: Case, layout: dict[str, Any]) -> list[torch.Te
     """For each of SETTINGS: the auxiliary gradient of the router weight from this rank's tokens."""
     found = []
     for settings_ in SETTINGS:
-        changes = {f"moe.{name}": value for name, value in {"groups": lines(INTERLEAVED), "aux_coefficient": 0.3, **settings_}.items()}
+        changes = {
+            f"moe.{name}": value
+            for name, value in {"groups": lines(INTERLEAVED), "aux_coefficient": 0.3, **settings_}.items()
+        }
         with open_layer(ranks, {**layout, **changes}) as (_, groups, layer):
             with torch.no_grad():
                 layer.router.weight.copy_(case.router_ED)
@@ -138,7 +162,9 @@ def alone() -> list[torch.Tensor]:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_ranks_that_share_sequences_count_together(layout: str, alone: list[torch.Tensor]) -> None:
-    """Each rank has the gradient of its own tokens. A micro-batch is one data rank's, so "batch" differs over data ranks."""
+    """Each rank has the gradient of its own tokens. A micro-batch is one data rank's, so "batch" differs over data
+    ranks.
+    """
     first, second = run_ranks(gradients, 2, draw_case(21), LAYOUTS[layout])
     for settings_, expected, a, b in zip(SETTINGS, alone, first, second, strict=True):
         assert a.any() and b.any()
@@ -160,7 +186,7 @@ def gradient_in_evaluation(ranks: Ranks, case: Case) -> torch.Tensor:
         return layer.router.weight.grad
 
 
-# -------------------------------------------------------------------------------------------------- the bias on the choice
+# --------------------------------------------------------------------------------------------- the bias on the choice
 
 
 def test_a_bias_moves_against_the_mean_of_its_own_group() -> None:
@@ -195,7 +221,10 @@ def biases(ranks: Ranks, case: Case, layout: dict[str, Any], looks: bool) -> tor
 def test_biases_move_alike_on_all_ranks_and_whether_or_not_one_looks(layout: str) -> None:
     case = draw_case(23)
     (expected_E,) = run_ranks(biases, 1, case, {}, False)
-    assert set(expected_E.mul(100).round().int().tolist()) & {-3, 3}  # every step counts, and only what came since the last
+    assert set(expected_E.mul(100).round().int().tolist()) & {
+        -3,
+        3,
+    }  # every step counts, and only what came since the last
     for bias_E in run_ranks(biases, 2, case, LAYOUTS[layout], True):
         assert torch.equal(bias_E, expected_E)
 
@@ -212,7 +241,9 @@ def train_biases(ranks: Ranks, rate: float, steps: int) -> list[tuple[float, ...
             layer.router.weight.copy_(case.router_ED)
         for step in range(steps):
             x_SBD = 0.6 * torch.randn(500, 1, case.x_SBD.size(-1), generator=draw) + 0.4 * skew_D
-            batch = Case(**{**vars(case), "x_SBD": x_SBD, "tags_BS": tags_BS, "is_pad_BS": torch.zeros_like(tags_BS).bool()})
+            batch = Case(
+                **{**vars(case), "x_SBD": x_SBD, "tags_BS": tags_BS, "is_pad_BS": torch.zeros_like(tags_BS).bool()}
+            )
             run_router(layer.router, *part_of_case(batch, groups))
             move_biases(layer, groups.tokens)
             if step % 20 == 19:
@@ -222,8 +253,8 @@ def train_biases(ranks: Ranks, rate: float, steps: int) -> list[tuple[float, ...
 
 
 def test_two_hundred_steps_of_bias_even_out_each_groups_load() -> None:
+    """max/mean over steps 180..199: text 1.58, audio 1.53 without a bias; 1.006 and 1.028 with one."""
     without, with_bias = run_ranks(train_biases, 1, 0.0, 200)[0], run_ranks(train_biases, 1, 2e-3, 200)[0]
-    print("PROBE", without, with_bias)
     for group in range(2):
-        assert min(row[group] for row in without) > 1.5
-        assert with_bias[-1][group] < 1.1
+        assert min(row[group] for row in without) > 1.4
+        assert with_bias[0][group] > 1.4 and with_bias[-1][group] < 1.05

@@ -1,7 +1,7 @@
 """Both gates against the float64 oracle: who is chosen, with which weights, and the gradients behind them.
 
-`choose` keeps the precision of its logits, so most comparisons are float64 against float64 and leave no room for a wrong
-rule. What float32 adds (rounding, underflow) has tests of its own.
+`choose` keeps the precision of its logits, so most comparisons are float64 against float64 and leave no room for a
+wrong rule. What float32 adds (rounding, underflow) has tests of its own.
 """
 
 # T tokens, E routed experts, K experts per token
@@ -18,7 +18,18 @@ from hypothesis import strategies as st
 from megatron_most.config import MoEPlan
 from megatron_most.moe.gates import Choice, choose
 from megatron_most.moe.groups import GroupTables
-from tests.moe.tiny import AUDIO, HALVES, INTERLEAVED, TEXT, VANILLA, WAVE, difference, moe_plan, oracle_gate, oracle_groups
+from tests.moe.tiny import (
+    AUDIO,
+    HALVES,
+    INTERLEAVED,
+    TEXT,
+    VANILLA,
+    WAVE,
+    difference,
+    moe_plan,
+    oracle_gate,
+    oracle_groups,
+)
 from tests.oracles import mamoe
 
 GATES = ("masked_softmax", "reference")
@@ -26,7 +37,13 @@ TAGS_T = torch.tensor([TEXT, AUDIO, AUDIO, WAVE, TEXT, TEXT, WAVE, AUDIO, TEXT])
 NAMES = {1: ["text+audio+wave"], 2: ["text", "audio"], 3: ["text", "audio", "wave"]}
 
 
-def run(plan: MoEPlan, logits_TE: torch.Tensor, tags_T: torch.Tensor, constants: list[float] | None = None, bias_E: Any = None) -> Choice:
+def run(
+    plan: MoEPlan,
+    logits_TE: torch.Tensor,
+    tags_T: torch.Tensor,
+    constants: list[float] | None = None,
+    bias_E: Any = None,
+) -> Choice:
     """choose() with the tables a router would give it."""
     tables = GroupTables(plan)
     constant_T = None
@@ -56,7 +73,10 @@ def situations(draw: st.DrawFn) -> tuple[MoEPlan, list[float] | None, torch.Tens
     runs = draw(st.sampled_from([n for n in range(1, num_experts + 1) if num_experts % n == 0]))
     gate = draw(st.sampled_from(GATES))
     plan = moe_plan(
-        [(name, tuple(e for e in range(num_experts) if owner[e] == group)) for group, name in enumerate(NAMES[num_groups])],
+        [
+            (name, tuple(e for e in range(num_experts) if owner[e] == group))
+            for group, name in enumerate(NAMES[num_groups])
+        ],
         gate=gate,
         top_k=draw(st.integers(1, 4)),
         normalise_top_k=draw(st.booleans()),
@@ -76,7 +96,9 @@ def test_choices_weights_and_gradients_are_the_oracles(situation: Any) -> None:
     plan, constants, logits_TE, tags_T = situation
     ours_TE, theirs_TE = logits_TE.clone().requires_grad_(), logits_TE.clone().requires_grad_()
     weights_TE, chosen_TE = spread(run(plan, ours_TE, tags_T, constants), plan.num_experts)
-    expected_TE, expected_choice_TE, _ = mamoe.gate(theirs_TE, tags_T, oracle_groups(plan), **oracle_gate(plan, constants))
+    expected_TE, expected_choice_TE, _ = mamoe.gate(
+        theirs_TE, tags_T, oracle_groups(plan), **oracle_gate(plan, constants)
+    )
     assert torch.equal(chosen_TE, expected_choice_TE)
     assert difference(weights_TE, expected_TE) < 1e-10  # float64 on both sides
     functional_TE = draw_logits(1, *logits_TE.shape)
@@ -89,7 +111,9 @@ def test_choices_weights_and_gradients_are_the_oracles(situation: Any) -> None:
 @pytest.mark.parametrize("top_k", [1, 3])
 @pytest.mark.parametrize("normalise", [False, True], ids=["plain", "normalised"])
 @pytest.mark.parametrize("gate", GATES)
-def test_float32_chooses_the_oracles_experts_and_weighs_them_to_1e_5(gate: str, normalise: bool, top_k: int, groups: Any) -> None:
+def test_float32_chooses_the_oracles_experts_and_weighs_them_to_1e_5(
+    gate: str, normalise: bool, top_k: int, groups: Any
+) -> None:
     plan = moe_plan(groups, gate=gate, normalise_top_k=normalise, top_k=top_k, scale=1.5)
     tags_T = TAGS_T.repeat(8)
     logits_TE = draw_logits(2, len(tags_T), plan.num_experts).float()
@@ -121,7 +145,9 @@ def test_one_group_for_all_tags_is_an_ordinary_router(gate: str, top_k: int) -> 
 def test_an_underflowed_own_score_never_loses_to_a_foreign_expert(gate: str, normalise: bool) -> None:
     plan = moe_plan(INTERLEAVED, gate=gate, normalise_top_k=normalise, top_k=3, routing_groups=4, routing_groups_kept=4)
     tables, logits_TE = GroupTables(plan), draw_logits(5, len(TAGS_T), 8).float()
-    logits_TE = (logits_TE + 1000.0 * ~tables.owns_ME[TAGS_T]).requires_grad_()  # e^-1000 is 0 in float32 and in float64
+    logits_TE = (
+        logits_TE + 1000.0 * ~tables.owns_ME[TAGS_T]
+    ).requires_grad_()  # e^-1000 is 0 in float32 and in float64
     weights_TE, chosen_TE = spread(run(plan, logits_TE, TAGS_T), 8)
     assert not (chosen_TE & ~tables.owns_ME[TAGS_T]).any()
     assert chosen_TE.sum(-1).tolist() == [0 if tag == WAVE else 3 for tag in TAGS_T.tolist()]
@@ -162,10 +188,13 @@ def test_a_kept_run_with_too_few_own_experts_leaves_slots_empty(gate: str) -> No
         ("reference", 2, True, 1.0), ("reference", 2, False, 1.5), ("reference", 1, True, 1.5),
     ],
 )  # fmt: skip
-def test_scale_multiplies_every_weight_but_the_normalised_ones_of_reference(gate: str, top_k: int, normalise: bool, factor: float) -> None:
+def test_scale_multiplies_every_weight_but_the_normalised_ones_of_reference(
+    gate: str, top_k: int, normalise: bool, factor: float
+) -> None:
     logits_TE = draw_logits(7, len(TAGS_T), 8)
     one, scaled = (
-        run(moe_plan(gate=gate, top_k=top_k, normalise_top_k=normalise, scale=scale), logits_TE, TAGS_T).weights_TK for scale in (1.0, 1.5)
+        run(moe_plan(gate=gate, top_k=top_k, normalise_top_k=normalise, scale=scale), logits_TE, TAGS_T).weights_TK
+        for scale in (1.0, 1.5)
     )
     assert difference(scaled, factor * one) < 1e-12
     sums_T = one.sum(-1)[TAGS_T != WAVE]
@@ -191,11 +220,20 @@ def test_shared_only_tokens_choose_nobody_and_move_no_logit(gate: str) -> None:
 
 @pytest.mark.parametrize("gate", GATES)
 def test_a_bias_shifts_the_choice_and_never_the_weights(gate: str) -> None:
-    plan, logits_TE, tags_T = moe_plan(INTERLEAVED, gate=gate, scale=1.5), draw_logits(10, 72, 8, size=1.0), TAGS_T.repeat(8)
+    plan, logits_TE, tags_T = (
+        moe_plan(INTERLEAVED, gate=gate, scale=1.5),
+        draw_logits(10, 72, 8, size=1.0),
+        TAGS_T.repeat(8),
+    )
     bias_E = torch.tensor([0.1, -0.2, 0.3, 0.2, -0.1, 0.0, 5.0, -5.0], dtype=torch.float64)
     choice = run(plan, logits_TE, tags_T, bias_E=bias_E)
     _, _, scores_TE = mamoe.gate(logits_TE, tags_T, oracle_groups(plan), **oracle_gate(plan))
-    assert difference(choice.weights_TK, 1.5 * scores_TE.gather(1, choice.experts_TK).masked_fill(~choice.is_chosen_TK, 0.0)) < 1e-12
+    assert (
+        difference(
+            choice.weights_TK, 1.5 * scores_TE.gather(1, choice.experts_TK).masked_fill(~choice.is_chosen_TK, 0.0)
+        )
+        < 1e-12
+    )
     shifted = 0
     for t, tag in enumerate(tags_T.tolist()):
         own = oracle_groups(plan).get(tag, [])

@@ -1,7 +1,7 @@
-"""A stock Megatron-Core MoELayer with our router against the float64 oracle: outputs, choices, weights and all gradients.
+"""A stock Megatron-Core MoELayer with our router against the float64 oracle: outputs, choices, weights, all gradients.
 
-Batches mix text, audio, wave markers (shared experts only) and pads, which are routed by their tag like any token. Logits
-are spread enough that no choice is a near tie, which `unclear` checks.
+Batches mix text, audio, wave markers (shared experts only) and pads, which are routed by their tag like any token.
+Logits are spread enough that no choice is a near tie, which `unclear` checks.
 """
 
 # T tokens, E routed experts
@@ -15,6 +15,8 @@ import torch
 
 from megatron_most.config import MoEPlan
 from megatron_most.config.partition import place
+from megatron_most.moe.gates import choose
+from megatron_most.moe.groups import GroupTables
 from tests.harness import run_ranks
 from tests.moe.tiny import (
     HALVES,
@@ -38,11 +40,13 @@ GATES = ("masked_softmax", "reference")
 TOLERANCE = 1e-5  # fp32 against float64, sums of 64 to 1000 terms
 
 
-def run(case: Case, groups: Any, of_moe: dict[str, Any] | None = None, **moe: Any) -> dict[str, Any]:
+def run(
+    case: Case, groups: Any, of_moe: dict[str, Any] | None = None, constants: list[float] | None = None, **moe: Any
+) -> dict[str, Any]:
     """The product's layer with fields of [moe] set."""
     changes = {f"moe.{name}": value for name, value in moe.items()}
     changes |= {"moe.groups": lines(groups), "moe.shared_only_tags": [] if groups == VANILLA else ["wave"]}
-    return run_ranks(run_layer, 1, case, changes, of_moe)[0]
+    return run_ranks(run_layer, 1, case, changes, of_moe, constants)[0]
 
 
 def unclear(case: Case, plan: MoEPlan) -> int:
@@ -75,7 +79,9 @@ def compare(ours: dict[str, Any], theirs: dict[str, Any], tolerance: float) -> N
         ("masked_softmax", True, 2, VANILLA),
     ],
 )
-def test_outputs_choices_and_every_gradient_are_the_oracles(gate: str, normalise: bool, top_k: int, groups: Any) -> None:
+def test_outputs_choices_and_every_gradient_are_the_oracles(
+    gate: str, normalise: bool, top_k: int, groups: Any
+) -> None:
     case, of_gate = draw_case(1), {"gate": gate, "normalise_top_k": normalise, "top_k": top_k, "scale": 1.5}
     plan = moe_plan(groups, **of_gate)
     assert unclear(case, plan) == 0
@@ -93,17 +99,27 @@ def test_group_limited_routing_survives_the_layer() -> None:
     compare(run(case, INTERLEAVED, **of_gate), theirs, TOLERANCE)
 
 
-@pytest.mark.parametrize("groups", [HALVES, (("text", (0, 2, 3, 4, 5, 7)), ("audio", (1, 6)))], ids=["halves", "uneven"])
+def test_saved_group_constants_weigh_each_groups_output() -> None:
+    case, plan = draw_case(11), moe_plan(INTERLEAVED)
+    compare(run(case, INTERLEAVED, constants=[0.5, 0.125]), oracle_layer(case, plan, [0.5, 0.125]), TOLERANCE)
+
+
+@pytest.mark.parametrize(
+    "groups", [HALVES, (("text", (0, 2, 3, 4, 5, 7)), ("audio", (1, 6)))], ids=["halves", "uneven"]
+)
 @pytest.mark.parametrize("gate", GATES)
 def test_placement_changes_nothing_that_is_computed(gate: str, groups: Any) -> None:
-    case, of_moe = draw_case(3), {"gate": gate, "scale": 1.5, "aux_loss": "group", "aux_coefficient": 0.1, "z_coefficient": 0.01}
+    case, of_moe = (
+        draw_case(3),
+        {"gate": gate, "scale": 1.5, "aux_loss": "group", "aux_coefficient": 0.1, "z_coefficient": 0.01},
+    )
     slot_of = place([experts for _, experts in groups], "striped", 2)
     assert slot_of != tuple(range(8))
     blocked, striped = run(case, groups, **of_moe), run(case, groups, {"slot_of": slot_of}, **of_moe)
     compare(striped, blocked, 1e-6)  # the same numbers, added up in another order at most
 
 
-# ----------------------------------------------------------------------------------------------- batches without a modality
+# ----------------------------------------------------------------------------------------- batches without a modality
 
 
 @pytest.mark.parametrize("gate", GATES)
@@ -113,7 +129,9 @@ def test_experts_of_an_absent_modality_stay_idle_and_nothing_becomes_nan(gate: s
     compare(ours, oracle_layer(case, plan), TOLERANCE)
     for e in range(4, 8):
         assert not ours["choices"][:, e].any()
-        assert all(g is None or not g.any() for g in (ours["gradients"][f"gate_up {e}"], ours["gradients"][f"down {e}"]))
+        assert all(
+            g is None or not g.any() for g in (ours["gradients"][f"gate_up {e}"], ours["gradients"][f"down {e}"])
+        )
     router_ED = ours["gradients"]["router"]
     assert bool(router_ED[:4].any()) and bool(router_ED[4:].any()) == (gate == "reference")  # its softmax is over all
 
@@ -133,7 +151,7 @@ def test_a_batch_of_shared_only_tokens_is_the_shared_expert_alone(gate: str, aux
         assert gradient is None or bool(gradient.any()) == has_gradient, name
 
 
-# --------------------------------------------------------------------------------------------------------- auxiliary losses
+# --------------------------------------------------------------------------------------------------- auxiliary losses
 
 
 def oracle_gradient(case: Case, plan: MoEPlan, tied_TE: torch.Tensor | None = None) -> torch.Tensor:
@@ -144,7 +162,9 @@ def oracle_gradient(case: Case, plan: MoEPlan, tied_TE: torch.Tensor | None = No
     where = {"pad_T": case.is_pad_T, "sequence_T": case.sequence_T, "shared_only": plan.shared_only}
     total = logits_TE.sum() * 0
     if plan.aux_loss == "group":
-        value = mamoe.group_aux_loss(logits_TE, chosen_TE, case.tags_T, groups, top_k=plan.top_k, scope=plan.aux_scope, **where)
+        value = mamoe.group_aux_loss(
+            logits_TE, chosen_TE, case.tags_T, groups, top_k=plan.top_k, scope=plan.aux_scope, **where
+        )
         total = total + plan.aux_coefficient * value
     if plan.aux_loss == "reference":
         total = total + mamoe.reference_aux_loss(
@@ -160,7 +180,16 @@ def oracle_gradient(case: Case, plan: MoEPlan, tied_TE: torch.Tensor | None = No
 
 def product_gradient(case: Case, plan: MoEPlan) -> torch.Tensor:
     """The same out of a backward pass through the layer, whose own loss has gradient 0."""
-    names = ("gate", "top_k", "normalise_top_k", "aux_loss", "aux_coefficient", "aux_scope", "aux_counts_everything", "z_coefficient")
+    names = (
+        "gate",
+        "top_k",
+        "normalise_top_k",
+        "aux_loss",
+        "aux_coefficient",
+        "aux_scope",
+        "aux_counts_everything",
+        "z_coefficient",
+    )
     groups = [(name, experts) for name, experts in zip(plan.group_names, plan.groups, strict=True)]
     ours = run(case, groups, **{name: getattr(plan, name) for name in names})
     assert not ours["gradients"]["shared down"].any()
@@ -183,13 +212,12 @@ def test_auxiliary_gradients_are_the_oracles_summed_over_sequences(gate: str, au
 @pytest.mark.parametrize("scope", ["sequence", "batch"])
 @pytest.mark.parametrize("gate", GATES)
 def test_counting_everything_counts_pads_and_the_tied_slots_of_shared_only_tokens(gate: str, scope: str) -> None:
-    from megatron_most.moe.gates import choose
-    from megatron_most.moe.groups import GroupTables
-
     case = draw_case(7, has_main_loss=False)
     plan = moe_plan(gate=gate, aux_loss="reference", aux_coefficient=0.3, aux_scope=scope, aux_counts_everything=True)
     logits_TE = case.x_SBD.flatten(0, 1) @ case.router_ED.T
-    choice = choose(logits_TE, GroupTables(plan).owns_ME[case.tags_T], None, None, plan)  # which slots are tied is the router's whim
+    choice = choose(
+        logits_TE, GroupTables(plan).owns_ME[case.tags_T], None, None, plan
+    )  # which slots are tied is the router's whim
     tied_TE = torch.zeros_like(logits_TE, dtype=torch.bool).scatter(1, choice.experts_TK, ~choice.is_chosen_TK)
     assert int(tied_TE.sum()) == 2 * int((case.tags_T == WAVE).sum())
     expected_ED = oracle_gradient(case, plan, tied_TE)
@@ -215,7 +243,10 @@ def test_auxiliary_gradients_add_to_the_models_own() -> None:
 
 def test_a_sequence_of_pads_adds_nothing_to_any_auxiliary_loss() -> None:
     plan = moe_plan(aux_loss="group", aux_coefficient=0.3, z_coefficient=0.2)
-    with_filler, without = draw_case(10, ["tatat", "_____"], has_main_loss=False), draw_case(10, ["tatat"], has_main_loss=False)
+    with_filler, without = (
+        draw_case(10, ["tatat", "_____"], has_main_loss=False),
+        draw_case(10, ["tatat"], has_main_loss=False),
+    )
     without = Case(**{**vars(with_filler), "x_SBD": with_filler.x_SBD[:, :1], "tags_BS": without.tags_BS,
                       "is_pad_BS": without.is_pad_BS, "back_SBD": without.back_SBD})  # fmt: skip
     assert int(with_filler.is_pad_BS.sum()) == 5 and int((with_filler.tags_BS[1] == TEXT).sum()) == 5

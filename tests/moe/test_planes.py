@@ -20,8 +20,10 @@ from tests.moe.tiny import draw_case, open_layer, planes_of
 @st.composite
 def tagged(draw: st.DrawFn) -> tuple[torch.Tensor, torch.Tensor]:
     shape = draw(st.tuples(st.integers(1, 4), st.integers(1, 6)))
-    fill = lambda values: torch.tensor(draw(st.lists(values, min_size=shape[0] * shape[1], max_size=shape[0] * shape[1])))  # noqa: E731
-    return fill(st.integers(0, len(TAG_NAMES) - 1)).view(shape), fill(st.booleans()).view(shape)
+    size = shape[0] * shape[1]
+    tags = draw(st.lists(st.integers(0, len(TAG_NAMES) - 1), min_size=size, max_size=size))
+    pads = draw(st.lists(st.booleans(), min_size=size, max_size=size))
+    return torch.tensor(tags).view(shape), torch.tensor(pads).view(shape)
 
 
 @settings(deadline=None)
@@ -30,7 +32,10 @@ def test_every_tag_and_pad_comes_back_from_the_way_through_core(pair: tuple[torc
     tags_BS, is_pad_BS = pair
     planes_BSP = to_planes(tags_BS, is_pad_BS)
     assert planes_BSP.dtype == torch.bool and planes_BSP.shape == (*tags_BS.shape, NUM_PLANES)
-    for planes, turn in ((planes_BSP, lambda x: x), (planes_BSP.transpose(0, 1).bool(), lambda x: x.T)):  # as MoELayer.forward
+    for planes, turn in (
+        (planes_BSP, lambda x: x),
+        (planes_BSP.transpose(0, 1).bool(), lambda x: x.T),
+    ):  # as MoELayer.forward
         tags, is_pad = from_planes(planes)
         assert torch.equal(tags, turn(tags_BS)) and torch.equal(is_pad, turn(is_pad_BS))
 

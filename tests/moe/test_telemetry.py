@@ -40,7 +40,7 @@ TEXT_ONLY = [draw_case(34, ["tttw", "tt__"])]
 
 def look(ranks: Ranks, cases: list[Case], gate: str, layout: dict[str, Any]) -> tuple[LayerTelemetry, LayerTelemetry]:
     """One look after all micro-batches, and one right after it."""
-    changes = {"moe.groups": lines(INTERLEAVED), "moe.gate": gate, **layout}
+    changes = {"moe.groups": lines(INTERLEAVED), "moe.gate": gate, "moe.aux_loss": "group", **layout}
     with open_layer(ranks, changes) as (_, groups, layer):
         with torch.no_grad():
             layer.router.weight.copy_(cases[0].router_ED)
@@ -56,12 +56,15 @@ def check(seen: LayerTelemetry, cases: list[Case], gate: str) -> None:
     """Every number again, by plain counting."""
     plan = moe_plan(INTERLEAVED, gate=gate)
     groups = oracle_groups(plan)
-    load, tags = [0] * 8, [0] * len(TAG_NAMES)
+    load, tags, balance = [0] * 8, [0] * len(TAG_NAMES), []
     masses: dict[int, list[float]] = {tag: [] for tag in groups}
     entropies: dict[int, list[float]] = {tag: [] for tag in groups}
     for case in cases:
         logits_TE = mamoe.router_logits(case.x_SBD.flatten(0, 1), cases[0].router_ED)
         _, chosen_TE, _ = mamoe.gate(logits_TE, case.tags_T, groups, **oracle_gate(plan))
+        where = {"pad_T": case.is_pad_T, "sequence_T": case.sequence_T, "shared_only": plan.shared_only}
+        mean = mamoe.group_aux_loss(logits_TE, chosen_TE, case.tags_T, groups, top_k=2, scope="sequence", **where)
+        balance += [mean.item()] * case.tags_BS.size(0)
         for t, tag in enumerate(case.tags_T.tolist()):
             if case.is_pad_T[t]:
                 continue
@@ -73,12 +76,15 @@ def check(seen: LayerTelemetry, cases: list[Case], gate: str) -> None:
                 entropies[tag].append(-sum(x * math.log(x) for x in p) / math.log(len(p)))
     assert seen.layer == 1 and seen.load == tuple(load)
     assert seen.tokens_per_tag == dict(zip(TAG_NAMES, tags, strict=True))
+    assert seen.balance_loss == pytest.approx(sum(balance) / len(balance), rel=1e-5)
     for tag, group in enumerate(seen.groups):
         own, count = [load[e] for e in groups[tag]], len(masses[tag])
         assert (group.name, group.num_tokens) == (TAG_NAMES[tag], count)
         assert group.dead_experts == (tuple(e for e in groups[tag] if not load[e]) if count else ())
         assert group.load_max_over_mean == pytest.approx(max(own) / (sum(own) / len(own)) if count else 0.0, rel=1e-9)
-        assert group.in_group_mass == pytest.approx(sum(masses[tag]) / count if count else 0.0, rel=1e-5)  # float32 softmax
+        assert group.in_group_mass == pytest.approx(
+            sum(masses[tag]) / count if count else 0.0, rel=1e-5
+        )  # float32 softmax
         assert group.entropy == pytest.approx(sum(entropies[tag]) / count if count else 0.0, rel=1e-5)
 
 
@@ -86,8 +92,11 @@ def check(seen: LayerTelemetry, cases: list[Case], gate: str) -> None:
 def test_a_look_gives_the_counts_of_all_micro_batches_and_the_next_one_nothing(gate: str) -> None:
     ((seen, again),) = run_ranks(look, 1, CASES, gate, {})
     check(seen, CASES, gate)
-    assert set(again.load) == {0} and set(again.tokens_per_tag.values()) == {0}
-    assert all((g.num_tokens, g.load_max_over_mean, g.in_group_mass, g.entropy, g.dead_experts) == (0, 0, 0, 0, ()) for g in again.groups)
+    assert set(again.load) == {0} and set(again.tokens_per_tag.values()) == {0} and again.balance_loss == 0
+    assert all(
+        (g.num_tokens, g.load_max_over_mean, g.in_group_mass, g.entropy, g.dead_experts) == (0, 0, 0, 0, ())
+        for g in again.groups
+    )
 
 
 def test_experts_are_dead_only_where_their_group_had_tokens() -> None:
@@ -106,7 +115,7 @@ def test_two_ranks_see_what_one_process_sees(layout: dict[str, Any]) -> None:
     check(first, CASES, "masked_softmax")
 
 
-# ----------------------------------------------------------------------------------------------------------- whole models
+# ------------------------------------------------------------------------------------------------------- whole models
 
 
 def step(ranks: Ranks, changes: dict[str, Any]) -> list[tuple[LayerTelemetry, ...]]:
@@ -161,7 +170,7 @@ def test_every_rank_sees_the_layers_of_all_pipeline_stages_in_order() -> None:
     assert all(sum(layer.tokens_per_tag.values()) == 4 * 32 for layer in first)
 
 
-# -------------------------------------------------------------------------------------------------------------- precision
+# ---------------------------------------------------------------------------------------------------------- precision
 
 
 def in_half(ranks: Ranks, dtype: torch.dtype) -> dict[str, Any]:

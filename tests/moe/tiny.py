@@ -1,7 +1,8 @@
-"""What the tests of this room share: plans without a recipe, the oracle's words for a plan, and one MoE layer of a tiny model.
+"""What the tests here share: plans without a recipe, the oracle's words for a plan, one MoE layer of a tiny model.
 
-A `Case` is one micro-batch and all weights of a layer, by published id, in float32. `open_layer` gives a stock MoELayer with
-our router; `run_layer` is a body for `run_ranks` that puts a Case through it; `oracle_layer` is the same in float64.
+A `Case` is one micro-batch and all weights of a layer, by published id, in float32. `open_layer` gives a stock
+MoELayer with our router; `run_layer` is a body for `run_ranks` that puts a Case through it; `oracle_layer` is the
+same in float64.
 """
 
 # B sequences, S length, T = S*B tokens in the order [S, B], D width, F expert hidden width, G = 2F, E routed experts
@@ -35,15 +36,17 @@ WIDTH, HIDDEN, NUM_EXPERTS = 64, 32, 8  # of most-tiny
 
 def moe_plan(groups: Any = HALVES, **changes: Any) -> MoEPlan:
     """A plan as build() would make it for one process."""
-    group_of_tag = [next((i for i, (name, _) in enumerate(groups) if tag in name), None) for tag in ("text", "audio", "wave")]
+    group_of_tag = [
+        next((i for i, (name, _) in enumerate(groups) if tag in name), None) for tag in ("text", "audio", "wave")
+    ]
     num_experts = sum(len(experts) for _, experts in groups)
-    settings = dict(
+    settings: dict[str, Any] = dict(
         num_experts=num_experts, top_k=2, groups=tuple(experts for _, experts in groups),
         group_names=tuple(name for name, _ in groups), group_of_tag=tuple(group_of_tag),
-        shared_only=tuple(tag for tag, group in enumerate(group_of_tag) if group is None), slot_of=tuple(range(num_experts)),
-        gate="masked_softmax", normalise_top_k=False, scale=1.0, routing_groups=1, routing_groups_kept=1, aux_loss="none",
-        aux_coefficient=0.0, aux_scope="sequence", aux_counts_everything=False, z_coefficient=0.0, bias_rate=0.0,
-        dispatcher="alltoall",
+        shared_only=tuple(tag for tag, group in enumerate(group_of_tag) if group is None),
+        slot_of=tuple(range(num_experts)), gate="masked_softmax", normalise_top_k=False, scale=1.0,
+        routing_groups=1, routing_groups_kept=1, aux_loss="none", aux_coefficient=0.0, aux_scope="sequence",
+        aux_counts_everything=False, z_coefficient=0.0, bias_rate=0.0, dispatcher="alltoall",
     )  # fmt: skip
     return MoEPlan(**{**settings, **changes})
 
@@ -60,12 +63,18 @@ def oracle_groups(plan: MoEPlan) -> dict[int, list[int]]:
 def oracle_gate(plan: MoEPlan, constants: list[float] | None = None) -> dict[str, Any]:
     """Keyword arguments of mamoe.gate for a plan."""
     options: dict[str, Any] = {
-        "mode": plan.gate, "top_k": plan.top_k, "normalise": plan.normalise_top_k, "scale": plan.scale, "shared_only": plan.shared_only,
-    }  # fmt: skip
+        "mode": plan.gate,
+        "top_k": plan.top_k,
+        "normalise": plan.normalise_top_k,
+        "scale": plan.scale,
+        "shared_only": plan.shared_only,
+    }
     if plan.routing_groups > 1:
         options |= {"num_routing_groups": plan.routing_groups, "kept_routing_groups": plan.routing_groups_kept}
     if constants is not None:
-        options["group_constant"] = {tag: constants[group] for tag, group in enumerate(plan.group_of_tag) if group is not None}
+        options["group_constant"] = {
+            tag: constants[group] for tag, group in enumerate(plan.group_of_tag) if group is not None
+        }
     return options
 
 
@@ -76,7 +85,7 @@ def difference(actual: torch.Tensor, expected: torch.Tensor) -> float:
     return float((actual - expected).abs().max() / expected.abs().max().clamp(min=1e-30))
 
 
-# -------------------------------------------------------------------------------------------------------- one layer
+# ---------------------------------------------------------------------------------------------------------- one layer
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,9 @@ def draw_case(seed: int, tags: list[str] | None = None, *, has_main_loss: bool =
 
 
 @contextmanager
-def open_layer(ranks: Ranks, changes: dict[str, Any], of_moe: dict[str, Any] | None = None) -> Iterator[tuple[MoEPlan, Groups, Any]]:
+def open_layer(
+    ranks: Ranks, changes: dict[str, Any], of_moe: dict[str, Any] | None = None
+) -> Iterator[tuple[MoEPlan, Groups, Any]]:
     """The MoE layer of a model of two, with most-tiny's plan changed before and after build()."""
     config = replace(load_recipe("most-tiny"), {**TWO_LAYERS, **changes})
     plan = make_plan(config, ranks.world_size, ranks.device)
@@ -147,22 +158,35 @@ def planes_of(case: Case) -> torch.Tensor:
     return to_planes(case.tags_BS, case.is_pad_BS)
 
 
-def run_router(router: ModalityRouter, x_SBD: torch.Tensor, planes_BSP: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+def run_router(
+    router: ModalityRouter, x_SBD: torch.Tensor, planes_BSP: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Weights [T, E] and choices [T, E] with columns by published id."""
     weights_TE, map_TE = router(x_SBD, planes_BSP.transpose(0, 1))
     return weights_TE[:, list(router.plan.slot_of)], map_TE[:, list(router.plan.slot_of)]
 
 
-def run_layer(ranks: Ranks, case: Case, changes: dict[str, Any], of_moe: dict[str, Any] | None = None) -> dict[str, Any]:
+def run_layer(
+    ranks: Ranks,
+    case: Case,
+    changes: dict[str, Any],
+    of_moe: dict[str, Any] | None = None,
+    constants: list[float] | None = None,
+) -> dict[str, Any]:
     """One forward and backward pass; gradients by published id, None where autograd left none."""
     with open_layer(ranks, changes, of_moe) as (plan, _, layer):
+        if constants is not None:
+            layer.router.group_constant.copy_(torch.tensor(constants))
         weights = {"router": layer.router.weight}
         first = {"router": case.router_ED}
         for e, slot in enumerate(plan.slot_of):
             expert = layer.experts.local_experts[slot]
             weights |= {f"gate_up {e}": expert.linear_fc1.weight, f"down {e}": expert.linear_fc2.weight}
             first |= {f"gate_up {e}": case.experts[e][0], f"down {e}": case.experts[e][1]}
-        weights |= {"shared gate_up": layer.shared_experts.linear_fc1.weight, "shared down": layer.shared_experts.linear_fc2.weight}
+        weights |= {
+            "shared gate_up": layer.shared_experts.linear_fc1.weight,
+            "shared down": layer.shared_experts.linear_fc2.weight,
+        }
         first |= {"shared gate_up": case.shared[0], "shared down": case.shared[1]}
         with torch.no_grad():
             for name, weight in weights.items():
@@ -179,16 +203,22 @@ def run_layer(ranks: Ranks, case: Case, changes: dict[str, Any], of_moe: dict[st
         }
 
 
-def oracle_layer(case: Case, plan: MoEPlan) -> dict[str, Any]:
+def oracle_layer(case: Case, plan: MoEPlan, constants: list[float] | None = None) -> dict[str, Any]:
     """What run_layer returns, from the oracle; a plan with auxiliary losses adds nothing here."""
     leaf = lambda tensor: tensor.double().clone().requires_grad_()  # noqa: E731
     x_TD, router_ED = leaf(case.x_SBD.flatten(0, 1)), leaf(case.router_ED)
+    options = oracle_gate(plan, constants)
     experts, shared = [(leaf(a), leaf(b)) for a, b in case.experts], (leaf(case.shared[0]), leaf(case.shared[1]))
-    output_TD = mamoe.layer(x_TD, router_ED, experts, shared, case.tags_T, oracle_groups(plan), **oracle_gate(plan))
+    output_TD = mamoe.layer(x_TD, router_ED, experts, shared, case.tags_T, oracle_groups(plan), **options)
     (output_TD * case.back_SBD.flatten(0, 1)).sum().backward()
     logits_TE = mamoe.router_logits(x_TD, router_ED)
-    weights_TE, chosen_TE, _ = mamoe.gate(logits_TE, case.tags_T, oracle_groups(plan), **oracle_gate(plan))
-    gradients = {"x": x_TD.grad, "router": router_ED.grad, "shared gate_up": shared[0].grad, "shared down": shared[1].grad}
+    weights_TE, chosen_TE, _ = mamoe.gate(logits_TE, case.tags_T, oracle_groups(plan), **options)
+    gradients = {
+        "x": x_TD.grad,
+        "router": router_ED.grad,
+        "shared gate_up": shared[0].grad,
+        "shared down": shared[1].grad,
+    }
     for e, (gate_up_GD, down_DF) in enumerate(experts):
         gradients |= {f"gate_up {e}": gate_up_GD.grad, f"down {e}": down_DF.grad}
     return {"output": output_TD.detach(), "weights": weights_TE.detach(), "choices": chosen_TE, "gradients": gradients}

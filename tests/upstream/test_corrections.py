@@ -127,7 +127,9 @@ def test_without_this_stand_in_core_does_not_run_on_a_cpu(name: str) -> None:
         run_ranks(start_weights, STAND_INS[name][0], name, STAND_INS[name][1])
 
 
-@pytest.mark.parametrize("changes", [TP_EP, {"layout.pipeline": 2}, {"layout.context": 2}, {**TP_EP, "recompute.granularity": "full"}])
+@pytest.mark.parametrize(
+    "changes", [TP_EP, {"layout.pipeline": 2}, {"layout.context": 2}, {**TP_EP, "recompute.granularity": "full"}]
+)
 def test_with_all_stand_ins_it_does(changes: dict[str, Any]) -> None:
     run_ranks(start_weights, 2, "", changes)
 
@@ -163,7 +165,9 @@ def gradients(ranks: Ranks, without: str, file: Path) -> float:
 
 
 def start_weights(ranks: Ranks, leave_out: str, changes: dict[str, Any]) -> None:
-    """One step, and the two silent faults: replicated weights must start equal, experts of different ranks different."""
+    """One step, and the two silent faults: replicated weights must start equal, experts of different ranks
+    different.
+    """
     megatron_cpu.install(leave_out)
     plan = make_plan(replace(load_recipe("most-tiny"), changes), ranks.world_size, ranks.device)
     with open_groups(plan, ranks) as session:
