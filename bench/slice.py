@@ -2,8 +2,9 @@
 
     .venv/bin/python bench/slice.py --recipe most-16b --layers 4 --length 4096
 
-One GPU of 80 GB holds 4 layers of most-16b (2.2 B parameters, bf16 with float32 masters). Every step is a whole optimizer
-step on synthetic mixed rows; the median of the steps after warm-up is printed, with the spread, as one line of JSON.
+One GPU of 80 GB holds 4 layers of most-16b (2.2 B parameters, bf16 with float32 masters). Every step is a whole
+optimizer step on synthetic mixed rows; the median of the steps after warm-up is printed, with the spread, as one line
+of JSON.
 """
 
 from __future__ import annotations

@@ -24,7 +24,7 @@ from megatron_most.moe import balance
 from megatron_most.moe.gates import Choice, choose, in_group_softmax, masked_full_softmax
 from megatron_most.moe.groups import GroupTables
 from megatron_most.moe.planes import NUM_PLANES, from_planes
-from megatron_most.moe.telemetry import RouterSums
+from megatron_most.moe.sums import RouterSums
 
 FLOAT32_BUFFERS = ("group_constant", "expert_bias")
 

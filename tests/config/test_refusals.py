@@ -119,7 +119,7 @@ CASES = {
     "autocast in Core": switch("enable_autocast", "not autocast"),
     "EP=1 with ETP other than TP": Case(
         "layout.expert_tensor",
-        "never reduces expert gradients over the odd ranks",
+        "never reduces such expert gradients",
         {"layout.expert_tensor": 2},
         (
             {**TP2, "layout.expert_tensor": 2},
@@ -131,7 +131,7 @@ CASES = {
     ),
     "ETP=1 without EP under TP": Case(
         "layout.expert_tensor",
-        "never reduces expert gradients over the odd ranks",
+        "never reduces such expert gradients",
         {**TP2, "layout.expert_tensor": 1},
         (TP2, {**TP2, **EP2, "layout.expert_tensor": 1}),
         TWO,

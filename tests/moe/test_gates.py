@@ -16,7 +16,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from megatron_most.config import MoEPlan
-from megatron_most.moe.gates import Choice, choose
+from megatron_most.moe.gates import Choice, choose, in_group_softmax
 from megatron_most.moe.groups import GroupTables
 from tests.moe.tiny import (
     AUDIO,
@@ -206,6 +206,16 @@ def test_each_token_gets_the_constant_of_its_own_group() -> None:
     sums_T = run(plan, logits_TE, TAGS_T, [0.5, 0.125]).weights_TK.sum(-1)
     expected = {TEXT: 0.5, AUDIO: 0.125, WAVE: 0.0}
     assert sums_T.tolist() == pytest.approx([expected[tag] for tag in TAGS_T.tolist()], rel=1e-12)
+
+
+def test_in_group_softmax_sums_to_1_or_0_without_a_nan_even_inside_the_backward_pass() -> None:
+    owned_TE = GroupTables(moe_plan(INTERLEAVED)).owns_ME[TAGS_T]
+    logits_TE = draw_logits(12, len(TAGS_T), 8, size=50.0).requires_grad_()
+    with torch.autograd.set_detect_anomaly(True):  # raises where a NaN is made, though it be masked afterwards
+        p_TE = in_group_softmax(logits_TE, owned_TE)
+        (p_TE * draw_logits(13, *p_TE.shape)).sum().backward()
+    assert p_TE.sum(-1).tolist() == pytest.approx([0.0 if tag == WAVE else 1.0 for tag in TAGS_T.tolist()], rel=1e-12)
+    assert not p_TE[~owned_TE].any() and not logits_TE.grad[~owned_TE].any()
 
 
 @pytest.mark.parametrize("gate", GATES)
