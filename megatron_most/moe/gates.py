@@ -1,8 +1,7 @@
 """Which experts each token gets, and with which weights: the two gates, as functions of logits and ownership.
 
-masked_softmax  p = softmax over the token's own group;    w = p of the top k (normalised on demand) * scale *
-c[group] reference       q = softmax over all experts, 0 outside the group, not renormalised;    w = q * scale, or q /
-(sum q + 1e-20)
+    masked_softmax  p = softmax over the token's group;  w = p of the top k, normalised on demand, * scale * c[group]
+    reference       q = softmax over all experts, then 0 outside the group;  w = q * scale, or q / (sum q + 1e-20)
 
 `reference` is the MoST release's rule to the letter: normalising drops `scale`, top-1 never normalises, and
 group-limited routing ranks its runs of experts by their UNMASKED maximum. Ids are published ids. All arithmetic is

@@ -1,7 +1,7 @@
 """Running sums of what one router did: they add up over micro-batches and ranks, which means do not.
 
 They live in the router, cost a few small sums a micro-batch, and never make a GPU wait for the CPU. `telemetry.py`
-turns them into numbers to read; the bias on the choice reads its load here. 
+turns them into numbers to read; the bias on the choice reads its load here.
 """
 
 # T tokens, E routed experts, G expert groups, M tags

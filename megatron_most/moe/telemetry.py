@@ -1,7 +1,7 @@
 """What the experts of a layer did since the last look, as plain numbers.
 
 `collect` reduces the running sums of all layers of all pipeline stages (see sums.py) in one exchange and resets them.
-Pads count nowhere; shared-only tokens count only in tokens per tag. 
+Pads count nowhere; shared-only tokens count only in tokens per tag.
 """
 
 # T tokens, E routed experts, G expert groups, M tags
