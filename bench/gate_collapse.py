@@ -11,29 +11,27 @@ the end.
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Sequence
 
 from megatron_most.config import RunConfig, load_recipe, replace
 from megatron_most.engine import PlainEngine, StepReport, open_session
-from megatron_most.errors import MostError
 from megatron_most.model import build_model
 from megatron_most.moe import LayerTelemetry, collect, routers
-from megatron_most.runtime import progress, set_threads
+from megatron_most.runtime import progress, run_command, set_threads
 from megatron_most.train import synthetic_steps
 
 GATES = {"reference": "reference", "masked_softmax": "group"}  # gate: its auxiliary loss
 WINDOW = 5  # steps a row is counted over
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--steps", type=int, default=300, help="optimizer steps for each gate")
     parser.add_argument("--coefficient", type=float, default=0.01, help="weight of the auxiliary loss")
     parser.add_argument("--learning-rate", type=float, default=3e-3)
-    chosen = parser.parse_args(args)
+    chosen = parser.parse_args()
     print(
         "| gate | step | loss | group | in-group mass | load max/mean | dead experts |\n|---|---|---|---|---|---|---|"
     )
@@ -45,7 +43,6 @@ def main(args: Sequence[str] | None = None) -> int:
             "train.steps": chosen.steps,
         }
         run(replace(load_recipe("most-tiny"), changes), chosen.learning_rate)
-    return 0
 
 
 def run(config: RunConfig, learning_rate: float) -> None:
@@ -77,7 +74,4 @@ def show(gate: str, step: int, report: StepReport, layers: Sequence[LayerTelemet
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except MostError as error:
-        sys.exit(f"gate_collapse.py: {error}")
+    run_command(main)

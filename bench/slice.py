@@ -12,21 +12,18 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import sys
 import time
-from collections.abc import Sequence
 
 from megatron_most.config import RunConfig, load_recipe, replace
 from megatron_most.engine import PlainEngine, open_session
-from megatron_most.errors import MostError
 from megatron_most.model import build_model
-from megatron_most.runtime import progress
+from megatron_most.runtime import progress, run_command
 from megatron_most.train import synthetic_steps
 
 WARM_UP = 2
 
 
-def main(args: Sequence[str] | None = None) -> int:
+def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
@@ -35,7 +32,7 @@ def main(args: Sequence[str] | None = None) -> int:
     parser.add_argument("--length", type=int, default=4096, help="tokens in a row")
     parser.add_argument("--rows", type=int, default=4, help="rows in a step, one a micro-batch")
     parser.add_argument("--steps", type=int, default=10, help="timed steps, after warm-up")
-    chosen = parser.parse_args(args)
+    chosen = parser.parse_args()
     changes = {
         "model.num_layers": chosen.layers,
         "engine.kind": "plain",
@@ -45,7 +42,6 @@ def main(args: Sequence[str] | None = None) -> int:
         "train.global_batch_size": chosen.rows,
     }
     print(json.dumps(measure(replace(load_recipe(chosen.recipe), changes), chosen.steps)))
-    return 0
 
 
 def measure(config: RunConfig, steps: int) -> dict[str, object]:
@@ -78,7 +74,4 @@ def measure(config: RunConfig, steps: int) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    try:
-        sys.exit(main())
-    except MostError as error:
-        sys.exit(f"slice.py: {error}")
+    run_command(main)

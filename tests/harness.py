@@ -60,7 +60,8 @@ class RanksFailed(AssertionError):
 @functools.cache
 def warm() -> None:
     """Import what forked ranks need, once in the parent: an import costs seconds per rank, a fork 0.1 s."""
-    for name in ("torch.distributed", "megatron.core.models.gpt"):
+    os.environ.setdefault("DS_ACCELERATOR", "cpu")
+    for name in ("torch.distributed", "megatron.core.models.gpt", "deepspeed"):
         importlib.import_module(name)
 
 

@@ -8,7 +8,6 @@ Any setting of the recipe can be given: see --help.
 
 from __future__ import annotations
 
-import sys
 import time
 
 from megatron_most.config import from_command_line
@@ -16,14 +15,14 @@ from megatron_most.engine import PlainEngine, StepReport, open_session
 from megatron_most.errors import MostError
 from megatron_most.model import build_model
 from megatron_most.moe import LayerTelemetry, collect, routers
-from megatron_most.runtime import find_launch, get_logger, set_rank, set_threads
+from megatron_most.runtime import get_logger, run_command, set_threads
 from megatron_most.train import synthetic_steps, train
 
 EVERY = 10  # steps between lines
 say = get_logger("demo").info
 
 
-def main() -> int:
+def main() -> None:
     config = from_command_line(default="most-tiny", prog="demo.py")
     started = time.monotonic()
     reports: list[StepReport] = []
@@ -54,7 +53,6 @@ def main() -> int:
         raise MostError(
             "a loss did not fall: the demo did not learn; try the recipe's own learning rate and batch size"
         )
-    return 0
 
 
 def describe(layer: LayerTelemetry) -> str:
@@ -65,8 +63,4 @@ def describe(layer: LayerTelemetry) -> str:
 
 
 if __name__ == "__main__":
-    try:
-        set_rank(find_launch().rank)
-        sys.exit(main())
-    except MostError as error:
-        sys.exit(f"demo.py: {error}")
+    run_command(main)

@@ -25,7 +25,9 @@ def build(config: RunConfig, facts: Facts) -> Plan:
     check_divides("layout.tensor", layout.tensor, "the vocabulary's rows", tokens.vocab_size)
     check_train(config.train, config.model, layout)
     refuse(config, layout, facts)
-    return Plan(config=config, facts=facts, tokens=tokens, layout=layout, moe=moe)
+    rows_at_once = config.train.micro_batch_size * layout.data
+    micro_batches = -(-config.train.global_batch_size // rows_at_once)
+    return Plan(config=config, facts=facts, tokens=tokens, layout=layout, micro_batches=micro_batches, moe=moe)
 
 
 def token_map(config: TokensConfig) -> TokenMap:

@@ -87,4 +87,6 @@ class Plan:
     facts: Facts
     tokens: TokenMap
     layout: LayoutPlan
+    micro_batches: int
+    """Of each data-parallel rank in a step; where the global batch does not divide, the last one holds fillers."""
     moe: MoEPlan | None

@@ -5,12 +5,14 @@ from megatron_most.engine.interface import Engine, StepReport
 from megatron_most.engine.plain import PlainEngine
 from megatron_most.engine.schedule import run_micro_batches
 from megatron_most.engine.session import Session, make_plan, open_groups, open_session
+from megatron_most.engine.zero import ZeroEngine
 
 __all__ = [
     "Engine",
     "PlainEngine",
     "Session",
     "StepReport",
+    "ZeroEngine",
     "check_together",
     "make_plan",
     "open_groups",

@@ -39,19 +39,16 @@ def run_micro_batches(
     """
     device = next(model.parameters()).device
     batches = [batch.to(device) for batch in batches]
-    weights, rows = _count_globally(batches, groups, device)
+    weights, rows = count_globally(batches, groups, device)
     model.config.grad_scale_func = lambda value: value * (loss_scale / rows)
-    rank, ranks = groups.context.rank(), groups.context.size()
 
     def forward_step(iterator: Iterator[PackedBatch], model: MostModel) -> tuple[torch.Tensor, Any]:
         batch = next(iterator)
 
         def loss(loss_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, LossTerms]:
-            terms = loss_terms(
-                loss_BS, piece(batch.loss_weights_BS, rank, ranks), piece(batch.label_tags_BS, rank, ranks)
-            )
-            detached = LossTerms(terms.loss_sum_M.detach(), terms.weight_sum_M)
-            return terms.loss_sum_M.sum() * (rows / weights), torch.ones((), dtype=torch.int, device=device), detached
+            terms = cut_terms(loss_BS, batch, groups)
+            total = terms.loss_sum_M.sum() * (rows / weights)
+            return total, torch.ones((), dtype=torch.int, device=device), terms.detach()
 
         return model(batch), loss
 
@@ -64,10 +61,17 @@ def run_micro_batches(
         micro_batch_size=batches[0].num_rows,
         forward_only=forward_only,
     )
-    return _add_up(done, groups, device)
+    return add_up(done, groups, device)
 
 
-def _count_globally(batches: Sequence[PackedBatch], groups: Groups, device: torch.device) -> tuple[float, float]:
+def cut_terms(loss_BS: torch.Tensor, batch: PackedBatch, groups: Groups) -> LossTerms:
+    """LossTerms of what the model gave for this context rank's piece of the batch."""
+    rank, ranks = groups.context.rank(), groups.context.size()
+    weights_BS, tags_BS = (piece(x, rank, ranks) for x in (batch.loss_weights_BS, batch.label_tags_BS))
+    return loss_terms(loss_BS, weights_BS, tags_BS)
+
+
+def count_globally(batches: Sequence[PackedBatch], groups: Groups, device: torch.device) -> tuple[float, float]:
     """Loss weights and rows that are not all filler, over all data ranks; at least 1 each."""
     weights = sum(batch.loss_weights_BS.double().sum() for batch in batches)
     rows = sum((~batch.is_pad_BS).any(-1).sum().double() for batch in batches)
@@ -78,7 +82,7 @@ def _count_globally(batches: Sequence[PackedBatch], groups: Groups, device: torc
     return max(weights, 1e-20) if weights else 1.0, max(rows, 1.0)
 
 
-def _add_up(done: Sequence[LossTerms], groups: Groups, device: torch.device) -> LossTerms:
+def add_up(done: Sequence[LossTerms], groups: Groups, device: torch.device) -> LossTerms:
     """Sum micro-batches, data ranks and context ranks; the last stage has them, all stages get them."""
     total = torch.zeros(2, len(TAG_NAMES), dtype=torch.float64, device=device)
     for terms in done:

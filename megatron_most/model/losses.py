@@ -23,6 +23,10 @@ class LossTerms:
     def __add__(self, other: LossTerms) -> LossTerms:
         return LossTerms(self.loss_sum_M + other.loss_sum_M, self.weight_sum_M + other.weight_sum_M)
 
+    def detach(self) -> LossTerms:
+        """The same numbers, without their history."""
+        return LossTerms(self.loss_sum_M.detach(), self.weight_sum_M)
+
     @property
     def mean(self) -> torch.Tensor:
         """Over all tokens that count."""

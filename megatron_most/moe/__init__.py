@@ -1,7 +1,7 @@
 """Modality-aware mixture of experts: groups and placement, gates, router, balance, telemetry; one file each."""
 
 from megatron_most.moe.planes import NUM_PLANES, from_planes, to_planes
-from megatron_most.moe.router import ModalityRouter, move_biases, routers
+from megatron_most.moe.router import ModalityRouter, move_biases, routers, set_auxiliary_scale
 from megatron_most.moe.telemetry import GroupTelemetry, LayerTelemetry, collect
 
 __all__ = [
@@ -13,5 +13,6 @@ __all__ = [
     "from_planes",
     "move_biases",
     "routers",
+    "set_auxiliary_scale",
     "to_planes",
 ]

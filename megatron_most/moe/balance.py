@@ -23,41 +23,41 @@ Group = dist.ProcessGroup | None
 def group_loss(
     probs_SBE: torch.Tensor, count_SBE: torch.Tensor, owns_GE: torch.Tensor, top_k: int,
     scope: Literal["sequence", "batch"], ranks: Group,
-) -> torch.Tensor:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """Balance inside each group, weighted by the group's share of tokens: B at perfect balance for any text/audio
     ratio.
 
     `probs_SBE` and `count_SBE` are 0 for tokens that do not count. A group without tokens adds nothing.
+    Gives the loss and the number of sequences it is a sum over.
     """
-    count_BE, probs_BE = count_SBE.sum(0), probs_SBE.sum(0)
-    batch = count_BE.size(0)
+    count_BE, probs_BE = _sum_over(count_SBE.sum(0), ranks), probs_SBE.sum(0)
+    sequences = _num_filled(count_BE.sum(-1))
     if scope == "batch":
         count_BE, probs_BE = count_BE.sum(0, keepdim=True), probs_BE.sum(0, keepdim=True)
-    count_BE = _sum_over(count_BE, ranks)
     owns = owns_GE.to(probs_BE.dtype)
     slots_BG = count_BE @ owns.T  # K n_g
     tokens_B1 = slots_BG.sum(-1, keepdim=True).clamp(min=1.0) / top_k
     size_G = owns.sum(-1)
     per_expert_BE = (size_G / (slots_BG.clamp(min=1.0) * tokens_B1)) @ owns  # E_g / (K n_g n)
     loss = (per_expert_BE * count_BE * probs_BE).sum()
-    return loss * batch if scope == "batch" else loss
+    return (loss * sequences if scope == "batch" else loss), sequences
 
 
 def reference_loss(
     scores_SBE: torch.Tensor, count_SBE: torch.Tensor, counted_SB: torch.Tensor, top_k: int,
     scope: Literal["sequence", "batch"], ranks: Group,
-) -> torch.Tensor:  # fmt: skip
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """The release's loss; `counted_SB` says which tokens belong to its means (all of them, as released, or the routed
-    ones).
+    ones). Gives the loss and the number of sequences it is a sum over.
     """
     count_BE, scores_BE, tokens_B = count_SBE.sum(0), scores_SBE.sum(0), counted_SB.sum(0).to(scores_SBE.dtype)
-    batch = count_BE.size(0)
-    if scope == "batch":
-        count_BE, scores_BE, tokens_B = count_BE.sum(0, True), scores_BE.sum(0, True), tokens_B.sum(0, True)
     counts = _sum_over(torch.cat([count_BE, tokens_B.unsqueeze(-1)], -1), ranks)
+    sequences = _num_filled(counts[:, -1])
+    if scope == "batch":
+        counts, scores_BE = counts.sum(0, keepdim=True), scores_BE.sum(0, keepdim=True)
     count_BE, tokens_B1 = counts[:, :-1], counts[:, -1:].clamp(min=1.0)
     loss = (count_BE * scores_BE * (count_BE.size(-1) / (top_k * tokens_B1.square()))).sum()
-    return loss * batch if scope == "batch" else loss
+    return (loss * sequences if scope == "batch" else loss), sequences
 
 
 def z_loss(
@@ -65,12 +65,12 @@ def z_loss(
 ) -> torch.Tensor:
     """Mean over counted tokens of (logsumexp of the logits the gate's softmax sees) squared."""
     squares_B = log_sum_SB.square().masked_fill(~counted_SB, 0.0).sum(0)
-    tokens_B = counted_SB.sum(0).to(squares_B.dtype)
-    batch = tokens_B.numel()
+    tokens_B = _sum_over(counted_SB.sum(0).to(squares_B.dtype), ranks)
+    sequences = _num_filled(tokens_B)
     if scope == "batch":
-        squares_B, tokens_B = squares_B.sum(0, True), tokens_B.sum(0, True)
-    loss = (squares_B / _sum_over(tokens_B, ranks).clamp(min=1.0)).sum()
-    return loss * batch if scope == "batch" else loss
+        squares_B, tokens_B = squares_B.sum(0, keepdim=True), tokens_B.sum(0, keepdim=True)
+    loss = (squares_B / tokens_B.clamp(min=1.0)).sum()
+    return loss * sequences if scope == "batch" else loss
 
 
 def moved_bias(bias_E: torch.Tensor, load_E: torch.Tensor, owns_GE: torch.Tensor, rate: float) -> torch.Tensor:
@@ -82,6 +82,11 @@ def moved_bias(bias_E: torch.Tensor, load_E: torch.Tensor, owns_GE: torch.Tensor
     owns = owns_GE.to(load_E.dtype)
     mean_E = (owns @ load_E / owns.sum(-1)) @ owns
     return bias_E + rate * (mean_E - load_E).sign()
+
+
+def _num_filled(tokens_B: torch.Tensor) -> torch.Tensor:
+    """Sequences with a token that counts: what "batch" stands for, so that a filler row weighs nothing there either."""
+    return (tokens_B > 0).sum()
 
 
 def _sum_over(counts: torch.Tensor, ranks: Group) -> torch.Tensor:

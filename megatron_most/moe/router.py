@@ -100,7 +100,7 @@ class ModalityRouter(TopKRouter):
         if plan.aux_loss == "group":
             probs_TE = in_group_softmax(logits_TE, owned_TE) * counted_T.unsqueeze(-1)
             probs_SBE, count_SBE = probs_TE.unflatten(0, shape), count_TE.unflatten(0, shape)
-            value = balance.group_loss(probs_SBE, count_SBE, self.tables.owns_GE, plan.top_k, scope, ranks)
+            value, sequences = balance.group_loss(probs_SBE, count_SBE, self.tables.owns_GE, plan.top_k, scope, ranks)
         elif plan.aux_loss == "reference":
             in_means_T = counted_T
             if plan.aux_counts_everything:  # the release counts pads, and the tied slots of shared-only tokens as well
@@ -110,9 +110,9 @@ class ModalityRouter(TopKRouter):
             scores_TE = masked_full_softmax(logits_TE, owned_TE) * in_means_T.unsqueeze(-1)
             scores_SBE, count_SBE = scores_TE.unflatten(0, shape), count_TE.unflatten(0, shape)
             in_means_SB = in_means_T.unflatten(0, shape)
-            value = balance.reference_loss(scores_SBE, count_SBE, in_means_SB, plan.top_k, scope, ranks)
+            value, sequences = balance.reference_loss(scores_SBE, count_SBE, in_means_SB, plan.top_k, scope, ranks)
         if plan.aux_loss != "none":
-            self.sums.add_balance(value.detach(), shape[1] / ranks.size())
+            self.sums.add_balance(value.detach(), sequences / ranks.size())
             total = total + plan.aux_coefficient * value
         if plan.z_coefficient:
             seen_TE = logits_TE  # what the gate's softmax sees
@@ -126,6 +126,11 @@ class ModalityRouter(TopKRouter):
 def routers(model: torch.nn.Module) -> list[ModalityRouter]:
     """The routers of this rank's layers, in order."""
     return [module for module in model.modules() if isinstance(module, ModalityRouter)]
+
+
+def set_auxiliary_scale(scale: float, device: torch.device) -> None:
+    """What the auxiliary losses' gradients are multiplied by. Core's schedules set it; hand-written loops call this."""
+    MoEAuxLossAutoScaler.set_loss_scale(torch.full((1,), scale, device=device))
 
 
 @torch.no_grad()

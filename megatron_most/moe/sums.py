@@ -70,7 +70,7 @@ class RouterSums(torch.nn.Module):
         mass_G.index_add_(0, group_T, log_mass_T1.squeeze(-1).exp() * weight_T)
         entropy_G.index_add_(0, group_T, entropy_T * weight_T)
 
-    def add_balance(self, value: torch.Tensor, sequences: float) -> None:
+    def add_balance(self, value: torch.Tensor, sequences: torch.Tensor) -> None:
         """Add a balance loss (this rank's part of it) and the number of sequences it is over (likewise)."""
         balance = self.parts()[-1]
         balance[0] += value

@@ -36,6 +36,8 @@ class Groups:
     """All ranks that hold other tokens of the same layers: tensor x data x context."""
     model: dist.ProcessGroup
     """Tensor x pipeline: together they hold each weight that is not an expert's once."""
+    expert_cell: dist.ProcessGroup
+    """Expert x expert-tensor: together they hold a layer's experts once."""
     experts: dist.ProcessGroup
     """Expert x expert-tensor x pipeline: together they hold each expert weight once."""
     tied: dist.ProcessGroup | None
@@ -67,6 +69,7 @@ def start_groups(layout: LayoutPlan, seed: int) -> Groups:
         stages=parallel_state.get_pipeline_model_parallel_group(),
         tokens=parallel_state.get_tensor_and_data_parallel_group(with_context_parallel=True),
         model=parallel_state.get_model_parallel_group(),
+        expert_cell=parallel_state.get_expert_tensor_and_model_parallel_group(),
         experts=parallel_state.get_expert_tensor_model_pipeline_parallel_group(),
         tied=parallel_state.get_embedding_group() if layout.pipeline > 1 and (first or last) else None,
         is_first_stage=first,

@@ -4,6 +4,7 @@ Which rank this is (launch.py), what it computes on (device.py), how ranks meet,
 watch.py), and lines, bars and files (log.py, progress.py, files.py). Importing this does not import torch.
 """
 
+from megatron_most.runtime.command import run_command
 from megatron_most.runtime.device import (
     CPU_BACKEND,
     GPU_BACKEND,
@@ -40,6 +41,7 @@ __all__ = [
     "progress",
     "quiet_upstream",
     "redact",
+    "run_command",
     "seed_everything",
     "set_rank",
     "set_threads",

@@ -1,7 +1,7 @@
 """Which Megatron-Core is installed, and whether we know it. The only room that compares versions is this one.
 
-Known to work: megatron-core >=0.16,<0.20 (0.16.1 on python 3.11, 0.19.2 on python 3.12). A version outside is refused
-before anything starts: its differences would show as silently different numbers.
+Known to work: megatron-core >=0.16,<0.20 (0.16.1 on python 3.11, 0.19.2 on python 3.12), deepspeed 0.19. Others are
+refused before anything starts: their differences would show as silently different numbers.
 """
 
 from __future__ import annotations
@@ -12,21 +12,28 @@ from importlib.metadata import PackageNotFoundError, version
 from megatron_most.config import Facts
 from megatron_most.errors import UpstreamError
 
-OLDEST, NEWEST = (0, 16), (0, 19)
+Version = tuple[int, int]
 
 
-def core_version() -> tuple[int, int]:
+def core_version() -> Version:
     """(major, minor) of Megatron-Core, checked against the range we know."""
+    return _known("megatron-core", (0, 16), (0, 19), ">=0.16,<0.20")
+
+
+def deepspeed_version() -> Version:
+    """(major, minor) of DeepSpeed, likewise: we call names of its insides."""
+    return _known("deepspeed", (0, 19), (0, 19), ">=0.19,<0.20")
+
+
+def _known(library: str, oldest: Version, newest: Version, words: str) -> Version:
     try:
-        found = version("megatron-core")
+        found = version(library)
     except PackageNotFoundError as error:
-        raise UpstreamError("megatron-core is not installed; run `make env`") from error
+        raise UpstreamError(f"{library} is not installed; run `make env`") from error
     major, minor = (int("".join(c for c in part if c.isdigit()) or 0) for part in found.split(".")[:2])
-    if not OLDEST <= (major, minor) <= NEWEST:
-        raise UpstreamError(
-            f"megatron-core {found} is not known to work; versions known to work are >=0.16,<0.20; "
-            "run `make env`, or install one of those"
-        )
+    if not oldest <= (major, minor) <= newest:
+        remedy = "run `make env`, or install one of those"
+        raise UpstreamError(f"{library} {found} is not known to work; versions known to work are {words}; {remedy}")
     return major, minor
 
 

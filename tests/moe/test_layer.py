@@ -241,8 +241,11 @@ def test_auxiliary_gradients_add_to_the_models_own() -> None:
     assert difference(both, main + alone) < TOLERANCE
 
 
-def test_a_sequence_of_pads_adds_nothing_to_any_auxiliary_loss() -> None:
-    plan = moe_plan(aux_loss="group", aux_coefficient=0.3, z_coefficient=0.2)
+@pytest.mark.parametrize("scope", ["sequence", "batch"])
+@pytest.mark.parametrize("aux_loss", ["group", "reference", "none"])
+def test_a_row_of_pads_changes_no_auxiliary_loss(aux_loss: str, scope: str) -> None:
+    z_coefficient = 0.2 if aux_loss == "none" else 0.0
+    plan = moe_plan(aux_loss=aux_loss, aux_coefficient=0.3, aux_scope=scope, z_coefficient=z_coefficient)
     with_filler, without = (
         draw_case(10, ["tatat", "_____"], has_main_loss=False),
         draw_case(10, ["tatat"], has_main_loss=False),

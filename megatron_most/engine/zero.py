@@ -1,0 +1,154 @@
+"""The DeepSpeed engine: ZeRO 1, 2 and 3 over tensor, expert and context parallelism, and ZeRO-1 over pipeline stages.
+
+Same arithmetic as the plain engine. DeepSpeed divides each loss by the number of micro-batches and each gradient by the
+data x context ranks (expert gradients too), so what it is handed is multiplied by both, and sums come out.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from megatron_most.config import Plan
+from megatron_most.data import PackedBatch
+from megatron_most.engine.check import check_together
+from megatron_most.engine.interface import StepReport
+from megatron_most.engine.schedule import add_up, count_globally, cut_terms, run_micro_batches
+from megatron_most.errors import ConfigError, LayoutError, MostError
+from megatron_most.model import LossTerms, MostModel
+from megatron_most.moe import move_biases, set_auxiliary_scale
+from megatron_most.parallel import Groups
+from megatron_most.upstream import Mpu, expert_group_name, make_zero_engine, mark_for_zero, prepare_deepspeed
+
+
+class ZeroEngine:
+    """See interface.Engine."""
+
+    def __init__(self, model: MostModel, plan: Plan, groups: Groups) -> None:
+        engine = plan.config.engine
+        if engine.kind != "deepspeed":
+            raise ConfigError("engine.kind", engine.kind, "this is the DeepSpeed engine", 'set it to "deepspeed"')
+        self.plan, self.groups = plan, groups
+        prepare_deepspeed(next(model.parameters()).device)
+        named = list(model.named_parameters())
+        mark_for_zero(named, plan.layout, engine.zero_stage, groups.expert_cell, groups.expert_data, groups.tensor)
+        mpu = Mpu(groups.data_context, groups.model, groups.tensor)
+        self.engine = make_zero_engine(model, _optimizer(plan, named), mpu, _settings(plan))
+        self.model: MostModel = self.engine.module
+
+    def step(self, batches: Sequence[PackedBatch], learning_rate: float) -> StepReport:
+        """See interface.Engine."""
+        check_together(batches, self.plan)
+        if len(batches) != self.plan.micro_batches:
+            raise LayoutError(f"{len(batches)} micro-batches, but the engine was built for {self.plan.micro_batches}")
+        self.engine.train()
+        for group in self.engine.optimizer.param_groups:
+            group["lr"] = learning_rate
+        skipped = self.engine.skipped_steps
+        terms = self._stages(batches) if self.plan.layout.pipeline > 1 else self._accumulate(batches)
+        norm = float(self.engine.get_global_grad_norm() or 0.0)
+        is_skipped = self.engine.skipped_steps > skipped
+        if not math.isfinite(norm) and not is_skipped:
+            raise MostError(f"the gradient norm is {norm} and ZeRO has used it: go back to the last checkpoint")
+        if not is_skipped:
+            move_biases(self.model, self.groups.tokens)
+        return StepReport(
+            loss=float(terms.mean),
+            losses=terms.means,
+            num_tokens=terms.weights,
+            gradient_norm=norm,
+            is_skipped=is_skipped,
+        )
+
+    @torch.no_grad()
+    def evaluate(self, batches: Sequence[PackedBatch]) -> LossTerms:
+        """See interface.Engine."""
+        check_together(batches, self.plan)
+        self.engine.eval()
+        if self.plan.layout.pipeline > 1:
+            return run_micro_batches(self.model, batches, self.groups, forward_only=True)
+        device = next(self.model.parameters()).device
+        moved = [batch.to(device) for batch in batches]
+        return add_up([cut_terms(self.engine(batch), batch, self.groups) for batch in moved], self.groups, device)
+
+    def _accumulate(self, batches: Sequence[PackedBatch]) -> LossTerms:
+        """DeepSpeed's own loop: it reduces while it goes backward, and steps after the last micro-batch."""
+        device = next(self.model.parameters()).device
+        batches = [batch.to(device) for batch in batches]
+        weights, rows = count_globally(batches, self.groups, device)
+        ranks = self.groups.data_context.size()
+        scale = (
+            getattr(self.engine.optimizer, "loss_scale", 1.0) if self.plan.config.engine.precision == "fp16" else 1.0
+        )
+        set_auxiliary_scale(scale * ranks / rows, device)
+        done = []
+        for batch in batches:
+            terms = cut_terms(self.engine(batch), batch, self.groups)
+            self.engine.backward(terms.loss_sum_M.sum() * (len(batches) * ranks / weights))
+            self.engine.step()
+            done.append(terms.detach())
+        return add_up(done, self.groups, device)
+
+    def _stages(self, batches: Sequence[PackedBatch]) -> LossTerms:
+        """Core's 1F1B schedule adds into .grad; then ZeRO-1 reduces once and steps."""
+        self.engine.set_gradient_accumulation_boundary(False)
+        terms = run_micro_batches(self.model, batches, self.groups, loss_scale=self.groups.data_context.size())
+        for weight in self.model.parameters():
+            if weight.requires_grad and weight.grad is None:
+                weight.grad = torch.zeros_like(weight)
+        if self.groups.tied is not None:
+            tied = [w for w in self.model.parameters() if getattr(w, "shared_embedding", False)]
+            for weight in tied:
+                assert weight.grad is not None, "filled above"
+                dist.all_reduce(weight.grad, group=self.groups.tied)
+        self.engine.set_gradient_accumulation_boundary(True)
+        self.engine.allreduce_gradients()
+        self.engine.step()
+        return terms
+
+
+def _optimizer(plan: Plan, named: list[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
+    """AdamW with experts in groups of their own (DeepSpeed wants them so); no decay on norms and biases."""
+    train = plan.config.train
+    groups: list[dict[str, Any]] = []
+    for is_expert in (False, True):
+        for is_matrix in (True, False):
+            weights = [w for _, w in named if w.requires_grad and (w.ndim > 1) == is_matrix]
+            weights = [w for w in weights if getattr(w, "allreduce", True) != is_expert]
+            if weights:
+                decay = train.weight_decay if is_matrix else 0.0
+                mark = {"name": expert_group_name(plan.layout), "moe": True} if is_expert else {}
+                groups.append({"params": weights, "weight_decay": decay, **mark})
+    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, eps=train.epsilon)
+
+
+def _settings(plan: Plan) -> dict[str, Any]:
+    """DeepSpeed's JSON: ours first, then the recipe's [deepspeed] table by dotted names."""
+    engine = plan.config.engine
+    zero: dict[str, Any] = {"stage": engine.zero_stage, "contiguous_gradients": True, "reduce_scatter": True}
+    if engine.offload_optimizer:
+        zero["offload_optimizer"] = {"device": "cpu"}
+    settings: dict[str, Any] = {
+        "train_micro_batch_size_per_gpu": plan.config.train.micro_batch_size,
+        "gradient_accumulation_steps": plan.micro_batches,
+        "gradient_clipping": plan.config.train.clip,
+        "zero_allow_untested_optimizer": True,  # torch's AdamW: needs no compiler
+        "zero_force_ds_cpu_optimizer": False,
+        "steps_per_print": 10**9,
+        "zero_optimization": zero,
+    }
+    if engine.precision != "fp32":
+        settings[engine.precision] = {"enabled": True}
+        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        settings["communication_data_type"] = "fp32"
+    for name, value in plan.config.deepspeed.items():
+        *path, last = name.split(".")
+        table = settings
+        for part in path:
+            table = table.setdefault(part, {})
+        table[last] = value
+    return settings

@@ -1,0 +1,33 @@
+"""How every command of ours ends: what the user caused is one line and exit code 2, never a traceback.
+
+Anything that is not a MostError is our own fault, and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from megatron_most.errors import MostError
+from megatron_most.runtime.launch import find_launch
+from megatron_most.runtime.log import one_line, redact, set_rank
+
+
+def run_command(main: Callable[[], int | None]) -> NoReturn:
+    """Run `main` as this process's command and leave with its code (None is 0)."""
+    name = Path(sys.argv[0]).name
+    try:
+        launch = find_launch()
+        set_rank(launch.rank)
+        if launch.world_size > 1:
+            name = f"{name} [rank {launch.rank}]"
+        code = main() or 0
+    except MostError as error:
+        sys.stderr.write(redact(one_line(f"{name}: {error}")) + "\n")
+        code = 2
+    except KeyboardInterrupt:
+        sys.stderr.write(f"{name}: stopped by hand\n")
+        code = 130
+    sys.exit(code)
