@@ -11,7 +11,7 @@ from __future__ import annotations
 import time
 
 from megatron_most.config import from_command_line
-from megatron_most.engine import PlainEngine, StepReport, open_session
+from megatron_most.engine import StepReport, make_engine, open_session
 from megatron_most.errors import MostError
 from megatron_most.model import build_model
 from megatron_most.moe import LayerTelemetry, collect, routers
@@ -38,7 +38,7 @@ def main() -> None:
         model = build_model(session.plan, session.groups, session.device.torch_device)
         size = sum(weight.numel() for weight in model.parameters())
         say(f"{config.name}: {size:,} parameters on this rank, {session.plan.layout}")
-        engine = PlainEngine(model, session.plan, session.groups)
+        engine = make_engine(model, session.plan, session.groups)
         train(
             engine, synthetic_steps(session.plan, session.groups), config.train.steps, config.train.learning_rate, note
         )

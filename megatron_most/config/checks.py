@@ -27,9 +27,15 @@ NOT_NEGATIVE = {
     "train": ("learning_rate", "weight_decay", "clip"),
 }
 ABOVE_ZERO = {  # a norm of zeros and an expert without gradients divide by these alone
-    "model": ("norm_eps", "rope_theta"),
+    "model": ("norm_eps",),
     "moe": ("scale",),
     "train": ("epsilon",),
+}
+
+AT_MOST = {  # beyond these a slip of the keyboard eats the machine's memory before anything can refuse it
+    "tokens": {"num_units": 10**6, "multiple": 10**6},
+    "model": {"num_layers": 10**4},
+    "moe": {"num_experts": 10**5},
 }
 
 
@@ -43,6 +49,13 @@ def check_numbers(config: RunConfig) -> None:
             value = getattr(getattr(config, table), name)
             if value is not None and value < 1:
                 raise ConfigError(f"{table}.{name}", value, "must be at least 1", "raise it")
+    for table, most in AT_MOST.items():
+        for name, limit in most.items():
+            if getattr(getattr(config, table), name) > limit:
+                value = getattr(getattr(config, table), name)
+                raise ConfigError(f"{table}.{name}", value, f"is beyond {limit}", "check the number of zeros")
+    if not config.model.rope_theta > 1:
+        raise ConfigError("model.rope_theta", config.model.rope_theta, "must be above 1", "10000 is usual")
     for bounds, wrong, remedy, low in (
         (NOT_NEGATIVE, "must not be negative", "use 0 or more", lambda value: value < 0),
         (ABOVE_ZERO, "must be above 0", "raise it", lambda value: value <= 0),

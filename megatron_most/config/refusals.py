@@ -50,6 +50,17 @@ def refuse(config: RunConfig, layout: LayoutPlan, facts: Facts) -> None:
     for row in REFUSALS:
         if row.when(run):
             raise ConfigError(row.field, lookup(config, row.field), row.wrong, row.remedy)
+    judged = {row.field for row in REFUSALS}  # a value that its own row lets pass is what we set anyway
+    for name, value in config.core.items():
+        # Most of Core's settings are for modules that are not ours, and would be ignored without a word.
+        if name not in PROVEN and f"core.{name}" not in judged:
+            raise ConfigError(f"core.{name}", value, "not proven to do anything right here", f"use {', '.join(PROVEN)}")
+
+
+PROVEN = (  # settings of Core that were run beside one process, or cannot change what is computed
+    "barrier_with_L1_time", "batch_p2p_comm", "bias_activation_fusion", "deallocate_pipeline_outputs",
+    "deterministic_mode", "moe_shared_expert_overlap", "overlap_p2p_comm", "perform_initialization",
+)  # fmt: skip
 
 
 def lookup(config: RunConfig, field: str) -> object:
@@ -258,6 +269,12 @@ DEEPSPEED = [
         "AutoTP would cut weights that Megatron-Core already cuts",
         bad=unless(0, 1),
         remedy="use layout.tensor",
+    ),
+    Refusal(
+        "engine.precision",
+        lambda run: run.config.engine.precision == "fp16" and not run.uses_deepspeed,
+        "the plain engine does not scale losses",
+        "use bf16 or fp32",
     ),
     Refusal(
         "engine.offload_optimizer",

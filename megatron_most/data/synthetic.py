@@ -25,7 +25,7 @@ def synthetic_document(tokens: TokenMap, kind: Kind, length: int, seed: int, ind
     num_units = min(spread, tokens.num_units)
     text = [(start_text + i) % min(spread, tokens.bos_id) for i in range(length)]
     units = [tokens.first_unit_id + (start_unit + 3 * i) % num_units for i in range(length)]
-    if kind == "text":
+    if kind == "text" or length < 4:  # no room for markers
         pairs = [(token, TEXT) for token in text]
     elif kind == "audio":
         pairs = [(token, AUDIO) for token in units]

@@ -6,20 +6,23 @@ or longer ones.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
+from dataclasses import fields
 
 import torch
 import torch.distributed as dist
 
 from megatron_most.config import Plan
 from megatron_most.data import PackedBatch, check_batch
-from megatron_most.errors import LayoutError, MostError
+from megatron_most.errors import LayoutError
+from megatron_most.parallel import Groups
 from megatron_most.runtime import agree
 
 
-def check_together(batches: Sequence[PackedBatch], plan: Plan) -> None:
-    """All ranks call it, with host tensors; costs two all-reduces of a few integers on the CPU."""
-    found: MostError | None = None
+def check_together(batches: Sequence[PackedBatch], plan: Plan, groups: Groups) -> None:
+    """All ranks call it, with host tensors; costs a few all-reduces of a few integers on the CPU."""
+    found: Exception | None = None
     try:
         if not batches:
             raise LayoutError("a step got no micro-batches; give every rank the same number")
@@ -31,7 +34,7 @@ def check_together(batches: Sequence[PackedBatch], plan: Plan) -> None:
             if batch.tokens_BS.size(1) != plan.config.train.sequence_length:
                 wanted = plan.config.train.sequence_length
                 raise LayoutError(f"rows of {batch.tokens_BS.size(1)} tokens, but train.sequence_length is {wanted}")
-    except MostError as error:
+    except Exception as error:  # agree() raises it again, on every rank
         found = error
     agree(found)
     mine = torch.tensor([len(batches), batches[0].num_rows])
@@ -41,5 +44,34 @@ def check_together(batches: Sequence[PackedBatch], plan: Plan) -> None:
     if (num, rows) != (least_num, least_rows):  # the same numbers everywhere, so all ranks raise
         raise LayoutError(
             f"ranks disagree: {least_num} to {num} micro-batches of {least_rows} to {rows} rows in one step; "
-            "give every rank as many (fill up with rows of loss weight 0)"
+            "give every rank as many (fill up with rows of pads)"
         )
+    agree(_other_batch(batches, groups))
+
+
+def _other_batch(batches: Sequence[PackedBatch], groups: Groups) -> LayoutError | None:
+    """Ranks of one tensor, context and pipeline group must hold the same rows: else one stage embeds what another is
+    scored on, and nothing would say so.
+    """
+    mine = torch.tensor([_fingerprint(batches)])
+    both = torch.cat([mine, -mine])
+    for group in (groups.tensor, groups.context, groups.stages):
+        dist.all_reduce(both, dist.ReduceOp.MAX, group=group)
+    if both[0] == -both[1]:
+        return None
+    return LayoutError(
+        "ranks that share a sequence (tensor, context and pipeline parallel) got different batches; "
+        "shard data by data-parallel rank, not by global rank"
+    )
+
+
+def _fingerprint(batches: Sequence[PackedBatch]) -> int:
+    """62 bits of everything in the batches."""
+    digest = hashlib.blake2b(digest_size=8)
+    for batch in batches:
+        digest.update(str(batch.is_packed).encode())
+        for field in fields(batch):
+            value = getattr(batch, field.name)
+            if torch.is_tensor(value):
+                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return int.from_bytes(digest.digest()) >> 2

@@ -1,7 +1,7 @@
 """The plain engine: torch's AdamW on every rank's own weights, for reading, for tests, and for runs that need no ZeRO.
 
 It works in every layout. Below float32 it keeps float32 masters: the optimizer moves those, the model gets rounded
-copies.
+copies. Gradients add up in the model's precision.
 """
 
 from __future__ import annotations
@@ -47,7 +47,8 @@ class PlainEngine:
 
     def step(self, batches: Sequence[PackedBatch], learning_rate: float) -> StepReport:
         """See interface.Engine."""
-        check_together(batches, self.plan)
+        batches = list(batches)
+        check_together(batches, self.plan, self.groups)
         self.model.train()
         for weight in self.weights:
             weight.grad = None
@@ -69,7 +70,8 @@ class PlainEngine:
     @torch.no_grad()
     def evaluate(self, batches: Sequence[PackedBatch]) -> LossTerms:
         """See interface.Engine."""
-        check_together(batches, self.plan)
+        batches = list(batches)
+        check_together(batches, self.plan, self.groups)
         self.model.eval()
         return run_micro_batches(self.model, batches, self.groups, forward_only=True)
 

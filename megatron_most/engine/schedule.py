@@ -2,7 +2,7 @@
 
 What is minimised: sum of token losses / tokens in the global batch + sum of auxiliary losses / rows in the global
 batch. Both denominators are counted over all data ranks first, so nothing is a mean of means: any data-parallel size,
-micro-batch size or weight-0 filler row gives the same gradient. Core multiplies the loss and the auxiliary losses by
+micro-batch size or filler row of pads gives the same gradient. Core multiplies the loss and the auxiliary losses by
 `grad_scale_func`.
 """
 

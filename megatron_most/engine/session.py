@@ -55,8 +55,8 @@ def open_groups(plan: Plan, ranks: Ranks) -> Iterator[Session]:
     quiet_upstream()
     prepare(ranks.device.kind)
     seed_everything(plan.config.train.seed)
-    groups = start_groups(plan.layout, plan.config.train.seed)
     try:
+        groups = start_groups(plan.layout, plan.config.train.seed)
         yield Session(plan, groups, ranks)
     finally:
         stop_groups()

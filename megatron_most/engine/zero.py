@@ -42,7 +42,8 @@ class ZeroEngine:
 
     def step(self, batches: Sequence[PackedBatch], learning_rate: float) -> StepReport:
         """See interface.Engine."""
-        check_together(batches, self.plan)
+        batches = list(batches)
+        check_together(batches, self.plan, self.groups)
         if len(batches) != self.plan.micro_batches:
             raise LayoutError(f"{len(batches)} micro-batches, but the engine was built for {self.plan.micro_batches}")
         self.engine.train()
@@ -67,7 +68,8 @@ class ZeroEngine:
     @torch.no_grad()
     def evaluate(self, batches: Sequence[PackedBatch]) -> LossTerms:
         """See interface.Engine."""
-        check_together(batches, self.plan)
+        batches = list(batches)
+        check_together(batches, self.plan, self.groups)
         self.engine.eval()
         if self.plan.layout.pipeline > 1:
             return run_micro_batches(self.model, batches, self.groups, forward_only=True)

@@ -54,9 +54,13 @@ class MostModel(GPTModel):
         tokens_BS = cut(batch.tokens_BS)
         positions_BS = torch.arange(batch.tokens_BS.size(1), device=tokens_BS.device).expand_as(batch.tokens_BS)
         decoder_input = None
-        if self.wave is not None and batch.wave_BSF is not None and batch.is_wave_BS is not None:
+        if self.wave is not None:  # also without features: ranks must agree on which weights take part
+            wave_BSF, is_wave_BS = batch.wave_BSF, batch.is_wave_BS
+            if wave_BSF is None or is_wave_BS is None:
+                wave_BSF = batch.loss_weights_BS.new_zeros(*batch.tokens_BS.shape, self.plan.config.model.wave_size)
+                is_wave_BS = torch.zeros_like(batch.is_pad_BS)
             embedded_SBD = self.embedding(input_ids=tokens_BS, position_ids=cut(positions_BS))
-            wave, is_wave = (self._cut_for_tensor_ranks(cut(x)) for x in (batch.wave_BSF, batch.is_wave_BS))
+            wave, is_wave = (self._cut_for_tensor_ranks(cut(x)) for x in (wave_BSF, is_wave_BS))
             decoder_input = self.wave(embedded_SBD, wave, is_wave)
         return super().forward(
             tokens_BS,

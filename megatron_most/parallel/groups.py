@@ -58,7 +58,9 @@ def start_groups(layout: LayoutPlan, seed: int) -> Groups:
         expert_tensor_parallel_size=layout.expert_tensor,
     )
     stage = parallel_state.get_pipeline_model_parallel_rank()
-    model_parallel_cuda_manual_seed(seed + 100 * stage)  # stages hold other layers: other numbers
+    # Stages hold other layers: other numbers. Core adds up to thousands for tensor and expert ranks; a small stride
+    # would start experts of one stage as copies of another's.
+    model_parallel_cuda_manual_seed(seed + 1_000_000_007 * stage)
     first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
     return Groups(
         data=parallel_state.get_data_parallel_group(),

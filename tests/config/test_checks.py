@@ -198,7 +198,7 @@ BUILDS: dict[str, tuple[Changes, int]] = {
     "micro-batches that do not divide": ({"train.micro_batch_size": 3, "train.global_batch_size": 8}, 5),
     "no clipping, no decay, no learning": ({"train.clip": 0, "train.weight_decay": 0, "train.learning_rate": 0}, 1),
     "the largest seed": ({"train.seed": 2**32 - 1}, 1),
-    "fp16 on a CPU": ({"engine.precision": "fp16"}, 1),
+    "fp16 on a CPU": ({"engine.precision": "fp16", "engine.kind": "deepspeed"}, 1),
     "kept routing groups with just enough": ({**ROUTING, "moe.routing_groups_kept": 1}, 1),
     "too few kept, as the release allows": (
         {**ROUTING, "moe.routing_groups_kept": 1, "moe.top_k": 3, "moe.gate": "reference"}, 1,
@@ -254,10 +254,26 @@ def test_a_rate_is_not_negative(field: str) -> None:
     assert caught.value.field in (field, "model.rope_beta_fast")  # which is said of both betas
 
 
-@pytest.mark.parametrize("field", ["train.epsilon", "model.norm_eps", "model.rope_theta", "moe.scale"])
+@pytest.mark.parametrize("field", ["train.epsilon", "model.norm_eps", "moe.scale"])
 def test_what_is_divided_by_is_not_0(field: str) -> None:
     with pytest.raises(ConfigError, match=rf"{field} = 0\.0: must be above 0"):
         plan_for({field: 0.0})
+
+
+@pytest.mark.parametrize(("field", "value"), [("tokens.num_units", 10**30), ("model.num_layers", 10**9)])
+def test_a_size_with_too_many_zeros_is_refused_before_it_eats_the_memory(field: str, value: int) -> None:
+    with pytest.raises(ConfigError, match="check the number of zeros"):
+        plan_for({field: value})
+
+
+def test_rotary_positions_need_a_base_above_1() -> None:
+    with pytest.raises(ConfigError, match=r"model.rope_theta = 1.0: must be above 1"):
+        plan_for({"model.rope_theta": 1.0})
+
+
+def test_a_setting_of_core_that_nobody_proved_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"core.attention_dropout = 0.37: not proven"):
+        plan_for({"core.attention_dropout": 0.37})
 
 
 @pytest.mark.parametrize("field", AT_LEAST_ONE)

@@ -240,6 +240,12 @@ CASES = {
         {**DEEPSPEED, "deepspeed.tensor_parallel.autotp_size": 2},
         tuple({**DEEPSPEED, "deepspeed.tensor_parallel.autotp_size": size} for size in (0, 1)),
     ),
+    "fp16 without DeepSpeed": Case(
+        "engine.precision",
+        "does not scale losses",
+        {"engine.precision": "fp16"},
+        ({**DEEPSPEED, "engine.precision": "fp16"}, {"engine.precision": "bf16"}),
+    ),
     "offload without DeepSpeed": Case(
         "engine.offload_optimizer",
         "the plain engine keeps its state",
@@ -249,7 +255,10 @@ CASES = {
     # A second way to say what has a field
     **{
         f"{name}, which is {ours}": Case(
-            name, "a field of its own", {name: 1}, ({f"{name}_of_another_name": 1}, {"core.window": 1})
+            name,
+            "a field of its own",
+            {name: 1},
+            ({f"deepspeed.{name}_of_another_name": 1}, {"core.deterministic_mode": True}),
         )
         for name, ours in OWNED.items()
     },

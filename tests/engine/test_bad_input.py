@@ -15,7 +15,7 @@ from megatron_most.data import PackedBatch, synthetic_batch
 from megatron_most.engine import PlainEngine, make_plan, open_groups
 from megatron_most.model import build_model
 from megatron_most.runtime import Ranks
-from megatron_most.vocab import tiny_token_map
+from megatron_most.vocab import AUDIO, tiny_token_map
 from tests.harness import RanksFailed, run_ranks
 
 CHANGES = {"model.wave_size": 6, "layout.expert": 2}
@@ -33,7 +33,9 @@ def put(field: str, value: float, position: tuple[int, ...] = (0, 5)) -> Callabl
 def with_wave(batch: PackedBatch) -> PackedBatch:
     is_wave = torch.zeros_like(batch.is_pad_BS)
     is_wave[0, 3:7] = True
-    return dataclasses.replace(batch, wave_BSF=torch.ones(*batch.tokens_BS.shape, 6), is_wave_BS=is_wave)
+    tags = torch.where(is_wave, AUDIO, batch.tags_BS)
+    wave = torch.ones(*batch.tokens_BS.shape, 6)
+    return dataclasses.replace(batch, wave_BSF=wave, is_wave_BS=is_wave, tags_BS=tags)
 
 
 def with_nan(batch: PackedBatch) -> PackedBatch:
@@ -56,6 +58,23 @@ BAD: dict[str, tuple[Callable[[PackedBatch], PackedBatch], str]] = {
     "another token map": (
         lambda batch: dataclasses.replace(batch, token_map=tiny_token_map(num_units=21)),
         "batch: another token map: num_units is 21 there and 22 here",
+    ),
+    "tags that are real numbers": (
+        lambda batch: dataclasses.replace(batch, tags_BS=batch.tags_BS.float()),
+        "tags_BS: torch.float32 on cpu, where whole numbers are wanted",
+    ),
+    "no tags at all": (
+        lambda batch: dataclasses.replace(batch, tags_BS=None),  # type: ignore[arg-type]
+        "tags_BS: a NoneType, not a tensor",
+    ),
+    "no batch at all": (lambda batch: None, "a micro-batch is a NoneType, not a PackedBatch"),  # type: ignore[arg-type,return-value]
+    "documents that are not announced": (
+        put("documents_BS", 1),
+        "row 0, token 5: of document 1, the second in its row, but is_packed is False",
+    ),
+    "continuous features under a text tag": (
+        lambda batch: put("tags_BS", 0)(with_wave(batch)),
+        "row 0, token 5: continuous features under tag 0, not audio",
     ),
     "another row length": (
         lambda batch: synthetic_batch(batch.token_map, ["text"], 16, seed=0, first=0),
@@ -85,6 +104,21 @@ def test_ranks_with_different_numbers_of_micro_batches_are_all_refused() -> None
         run_ranks(step_with_more_micro_batches_on_rank_1, 2, timeout=60)
     errors = {(outcome.error, outcome.message) for outcome in failed.value.outcomes}
     assert len(errors) == 1 and "1 to 2 micro-batches" in errors.pop()[1]
+
+
+@pytest.mark.parametrize("layout", ["tensor", "pipeline", "context"])
+def test_ranks_that_share_a_sequence_must_hold_the_same_rows(layout: str) -> None:
+    with pytest.raises(RanksFailed) as failed:
+        run_ranks(step_with_other_rows_on_rank_1, 2, layout, timeout=60)
+    errors = {(outcome.error, outcome.message) for outcome in failed.value.outcomes}
+    assert len(errors) == 1 and "got different batches" in errors.pop()[1]
+
+
+def step_with_other_rows_on_rank_1(ranks: Ranks, layout: str) -> None:
+    plan = make_plan(replace(load_recipe("most-tiny"), {f"layout.{layout}": 2}), ranks.world_size, ranks.device)
+    with open_groups(plan, ranks) as session:
+        engine = PlainEngine(build_model(plan, session.groups), plan, session.groups)
+        engine.step([synthetic_batch(plan.tokens, ["mixed"], 32, seed=0, first=ranks.rank)], 1e-3)
 
 
 def step_with_more_micro_batches_on_rank_1(ranks: Ranks) -> None:

@@ -20,7 +20,7 @@ from tests.engine.test_layouts import KINDS, whole_rows
 from tests.harness import run_ranks
 from tests.weights import load_parts, named_weights, part_of, whole_weights
 
-STEPS, ROWS, LEARNING_RATE = 10, 4, 5e-4
+STEPS, ROWS, LEARNING_RATE = 4, 4, 5e-4
 COMMON = {
     "train.global_batch_size": ROWS, "train.micro_batch_size": 1, "train.epsilon": 1e-5, "train.clip": 0.5,
     "moe.z_coefficient": 1e-3, "moe.aux_coefficient": 0.05, "moe.bias_rate": 1e-3,
@@ -31,12 +31,11 @@ LAYOUTS = {
     for e in (1, 2)
     for c in (1, 2)
 }
+SHORT = ("TP1xEP2xCP1", "TP2xEP2xCP1", "TP1xEP2xCP2")  # for the stage that gathers weights: slow without a GPU
 CASES = [
-    *((layout, {"engine.zero_stage": stage}) for layout in LAYOUTS for stage in (1, 2, 3)),
-    *(
-        (layout, {"engine.zero_stage": 2, "engine.offload_optimizer": True})
-        for layout in ("TP1xEP2xCP1", "TP2xEP2xCP1")
-    ),
+    *((layout, {"engine.zero_stage": stage}) for layout in LAYOUTS for stage in (1, 2)),
+    *((layout, {"engine.zero_stage": 3}) for layout in SHORT),
+    ("TP1xEP2xCP1", {"engine.zero_stage": 2, "engine.offload_optimizer": True}),
     ("PP2", {"engine.zero_stage": 1}),
     ("TP2xEP2xPP2", {"engine.zero_stage": 1}),
 ]
@@ -51,7 +50,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
 
 
 @pytest.mark.parametrize(("layout", "changes"), CASES, ids=[f"{n}-{'-'.join(map(str, c.values()))}" for n, c in CASES])
-def test_ten_steps_of_zero_are_ten_steps_of_the_plain_engine(layout: str, changes: dict[str, Any], alone: Any) -> None:
+def test_steps_of_zero_are_steps_of_the_plain_engine(layout: str, changes: dict[str, Any], alone: Any) -> None:
     world_size, sizes = LAYOUTS[layout]
     plain, file = alone
     assert min(plain["norms"]) > 0.5  # clipping is active all the time
@@ -59,7 +58,7 @@ def test_ten_steps_of_zero_are_ten_steps_of_the_plain_engine(layout: str, change
         assert rank["losses"] == pytest.approx(plain["losses"], rel=1e-5)
         assert rank["norms"] == pytest.approx(plain["norms"], rel=1e-5)
         worst = max(rank["weights"], key=lambda pair: pair[1])
-        assert worst[1] < 3e-5, worst  # fp32; ten steps of Adam, which magnifies rounding
+        assert worst[1] < 3e-5, worst  # fp32; Adam magnifies rounding
 
 
 def train(ranks: Ranks, changes: dict[str, Any], file: Path) -> dict[str, Any]:
