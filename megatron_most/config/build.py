@@ -45,7 +45,8 @@ def _layout(config: LayoutConfig, moe: MoEConfig, facts: Facts) -> LayoutPlan:
     if facts.world_size % model_ranks:
         raise LayoutError(
             f"{facts.world_size} processes cannot be cut into layout.tensor {config.tensor} x layout.pipeline "
-            f"{config.pipeline} x layout.context {config.context} = {model_ranks}; start a multiple of {model_ranks}"
+            f"{config.pipeline} x layout.context {config.context} = {model_ranks}; "
+            f"start a multiple of {model_ranks}, for example by torchrun --nproc-per-node {model_ranks}"
         )
     if config.expert > 1 and not moe.num_experts:
         raise ConfigError("layout.expert", config.expert, "a dense model has no experts to spread", "use 1")
@@ -53,7 +54,8 @@ def _layout(config: LayoutConfig, moe: MoEConfig, facts: Facts) -> LayoutPlan:
     if facts.world_size % expert_ranks:
         raise LayoutError(
             f"{facts.world_size} processes cannot be cut into layout.expert {config.expert} x layout.expert_tensor "
-            f"{expert_tensor} x layout.pipeline {config.pipeline} = {expert_ranks}; start a multiple of {expert_ranks}"
+            f"{expert_tensor} x layout.pipeline {config.pipeline} = {expert_ranks}; "
+            f"start a multiple of {expert_ranks}, for example by torchrun --nproc-per-node {expert_ranks}"
         )
     return LayoutPlan(
         world=facts.world_size,

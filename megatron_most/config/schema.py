@@ -32,8 +32,10 @@ class ModelConfig:
     attention: Literal["mla", "gqa"] = "mla"
     """mla: multi-latent attention (DeepSeek-V2). gqa: grouped-query attention (Llama)."""
     hidden_size: int = 2048
+    """Width of the residual stream."""
     num_layers: int = 27
     num_heads: int = 16
+    """Query heads."""
     kv_lora_rank: int = 512
     """mla: width of the compressed keys and values."""
     q_lora_rank: int | None = None
@@ -75,7 +77,9 @@ class MoEConfig:
     num_experts: int = 64
     """Routed experts per MoE layer; 0 = a dense model."""
     top_k: int = 6
+    """Experts each token uses, out of its own group."""
     expert_hidden_size: int = 1408
+    """Inner width of one routed expert."""
     shared_hidden_size: int = 2816
     """Inner width of the shared experts, which every token uses (all of them as one MLP); 0 = none."""
     dense_layers: tuple[int, ...] = (0,)
@@ -106,6 +110,7 @@ class MoEConfig:
     aux_loss: Literal["none", "group", "reference"] = "group"
     """group: balance inside each expert group, 1.0 when perfect for any text/audio ratio. reference: the release's."""
     aux_coefficient: float = 0.001
+    """Weight of the auxiliary loss; 0 = none."""
     aux_scope: Literal["sequence", "batch"] = "sequence"
     """Balance each sequence by itself, or each micro-batch."""
     aux_counts_everything: bool = False
@@ -125,8 +130,11 @@ class LayoutConfig:
     tensor: int = 1
     """Tensor parallelism; sequence parallelism comes with it."""
     pipeline: int = 1
+    """Pipeline stages; must divide model.num_layers."""
     context: int = 1
+    """Ranks that share each sequence, in pieces."""
     expert: int = 1
+    """Ranks that share a layer's experts; taken from the data-parallel ranks."""
     expert_tensor: int | None = None
     """Tensor parallelism inside an expert; not set = 1 when expert-parallel, else as `tensor`."""
 
@@ -151,7 +159,9 @@ class EngineConfig:
     """plain: a torch optimizer, every rank holds all of its state. deepspeed: ZeRO."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: int = 1
+    """deepspeed: what is spread over data-parallel ranks: 1 optimizer state, 2 gradients too, 3 weights too."""
     offload_optimizer: bool = False
+    """deepspeed: keep optimizer state in host memory."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -160,8 +170,11 @@ class TrainConfig:
 
     seed: int = 42
     steps: int = 100
+    """Optimizer steps."""
     sequence_length: int = 2048
+    """Tokens in a packed row."""
     micro_batch_size: int = 1
+    """Rows a data-parallel rank computes at once."""
     global_batch_size: int = 512
     """Packed rows per optimizer step over all ranks."""
     learning_rate: float = 1e-5
