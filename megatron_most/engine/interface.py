@@ -25,6 +25,17 @@ class StepReport:
     is_skipped: bool
     """The gradient was not finite, so the weights stayed as they were."""
 
+    @classmethod
+    def of(cls, terms: LossTerms, norm: float, is_skipped: bool) -> StepReport:
+        """From a step's global sums."""
+        return cls(
+            loss=float(terms.mean),
+            losses=terms.means,
+            num_tokens=terms.weights,
+            gradient_norm=norm,
+            is_skipped=is_skipped,
+        )
+
 
 class Engine(Protocol):
     """Turns micro-batches into new weights. All ranks call every method, each with its own data rank's batches."""

@@ -59,13 +59,7 @@ class PlainEngine:
             clip_gradients(self.weights, norm, self.plan.config.train.clip)
             self._move(learning_rate)
             move_biases(self.model, self.groups.tokens)
-        return StepReport(
-            loss=float(terms.mean),
-            losses=terms.means,
-            num_tokens=terms.weights,
-            gradient_norm=norm,
-            is_skipped=not math.isfinite(norm),
-        )
+        return StepReport.of(terms, norm, not math.isfinite(norm))
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[PackedBatch]) -> LossTerms:

@@ -57,13 +57,7 @@ class ZeroEngine:
             raise MostError(f"the gradient norm is {norm} and ZeRO has used it: go back to the last checkpoint")
         if not is_skipped:
             move_biases(self.model, self.groups.tokens)
-        return StepReport(
-            loss=float(terms.mean),
-            losses=terms.means,
-            num_tokens=terms.weights,
-            gradient_norm=norm,
-            is_skipped=is_skipped,
-        )
+        return StepReport.of(terms, norm, is_skipped)
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[PackedBatch]) -> LossTerms:
