@@ -11,7 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields, replace
+from typing import Any
 
+import numpy as np
 import torch
 
 from megatron_most.errors import DataError
@@ -39,6 +41,8 @@ class PackedBatch:
     """0 where nothing is learnt: pads, prompts, document ends, filler rows."""
     documents_BS: torch.Tensor
     """Which document of its row a token belongs to; pads form one of their own."""
+    tasks_BS: torch.Tensor
+    """The number of the task a token's document is of; -1 where there is none (pads) or it is not known."""
     is_pad_BS: torch.Tensor
     token_map: TokenMap
     """The vocabulary the ids are of; the model's must be the same."""
@@ -58,43 +62,93 @@ class PackedBatch:
     def num_rows(self) -> int:
         return self.tokens_BS.size(0)
 
+    @property
+    def positions_BS(self) -> torch.Tensor:
+        """Place of each token in its own document, from 0."""
+        documents = self.documents_BS
+        places = torch.arange(documents.size(1), device=documents.device).expand_as(documents)
+        is_start = torch.ones_like(documents, dtype=torch.bool)
+        is_start[:, 1:] = documents[:, 1:] != documents[:, :-1]
+        return places - places.masked_fill(~is_start, 0).cummax(-1).values
 
-def pack_rows(rows: Sequence[Sequence[Document]], length: int, token_map: TokenMap) -> PackedBatch:
+
+def pack_rows(
+    rows: Sequence[Sequence[Document]],
+    length: int,
+    token_map: TokenMap,
+    tasks: Sequence[Sequence[int]] | None = None,
+) -> PackedBatch:
     """Lay each row's documents end to end and pad to `length`. A document of n ids takes n-1 places (input -> next
-    id).
+    id). `tasks` numbers the task of each document.
     """
-    shape = (len(rows), length)
-    tokens, labels = (torch.full(shape, token_map.pad_id) for _ in range(2))
-    tags, label_tags = torch.full(shape, TEXT), torch.full(shape, TEXT)
-    weights, is_pad = torch.zeros(shape), torch.ones(shape, dtype=torch.bool)
-    documents = torch.full(shape, -1)
+    sizes, numbers, task_numbers = [], [], []
+    # The batch as one line: what comes in turn, the rest of a row being one stretch more.
+    parts: dict[str, list[Any]] = {name: [] for name in _EMPTY}
+    empty = {name: np.full(length, value, dtype) for name, (value, dtype) in _EMPTY.items()}
+    empty["tokens_BS"][:] = empty["labels_BS"][:] = token_map.pad_id
+    if tasks is not None and [len(row) for row in tasks] != [len(row) for row in rows]:
+        raise DataError("tasks: not one number for each document of each row")
     for r, row in enumerate(rows):
-        at = 0
+        left = length
         for d, document in enumerate(row):
-            size = len(document.ids) - 1
-            if not len(document.ids) == len(document.tags) == len(document.is_trained):
-                raise DataError(f"row {r}, document {d}: ids, tags and is_trained differ in length")
-            if size < 1:
-                raise DataError(f"row {r}, document {d}: a document needs at least 2 tokens, this has {size + 1}")
-            if at + size > length:
+            size = _checked_size(document, f"row {r}, document {d}")
+            left -= size
+            if left < 0:
                 raise DataError(
-                    f"row {r}, document {d}: {at + size} tokens do not fit a row of {length}; cut or repack"
+                    f"row {r}, document {d}: {length - left} tokens do not fit a row of {length}; cut or repack"
                 )
-            here = slice(at, at + size)
-            ids, tag = torch.as_tensor(document.ids), torch.as_tensor(document.tags)
-            tokens[r, here], labels[r, here] = ids[:-1], ids[1:]
-            tags[r, here], label_tags[r, here] = tag[:-1], tag[1:]
-            weights[r, here] = torch.as_tensor(document.is_trained)[1:].float()
-            is_pad[r, here], documents[r, here] = False, d
-            at += size
+            parts["tokens_BS"].append(document.ids[:-1])
+            parts["labels_BS"].append(document.ids[1:])
+            parts["tags_BS"].append(document.tags[:-1])
+            parts["label_tags_BS"].append(document.tags[1:])
+            parts["loss_weights_BS"].append(document.is_trained[1:])
+            sizes.append(size)
+            numbers.append(d)
+            task_numbers.append(-1 if tasks is None else tasks[r][d])
+        for name, values in parts.items():
+            values.append(empty[name][:left])
+        sizes.append(left)
+        numbers.append(-1)
+        task_numbers.append(-1)
+
+    def by_stretch(values: list[int]) -> torch.Tensor:
+        return torch.from_numpy(np.repeat(np.array(values, dtype=np.int64), sizes).reshape(len(rows), length))
+
+    documents_BS = by_stretch(numbers)
+
     return PackedBatch(
-        tokens_BS=tokens,
-        tags_BS=tags,
-        labels_BS=labels,
-        label_tags_BS=label_tags,
-        loss_weights_BS=weights,
-        documents_BS=documents,
-        is_pad_BS=is_pad,
+        **{name: torch.from_numpy(_in_line(values, name).reshape(len(rows), length)) for name, values in parts.items()},
+        documents_BS=documents_BS,
+        tasks_BS=by_stretch(task_numbers),
+        is_pad_BS=documents_BS < 0,
         token_map=token_map,
         is_packed=any(len(row) > 1 for row in rows),
     )
+
+
+_EMPTY: dict[str, tuple[float, type[np.generic]]] = {
+    "tokens_BS": (0, np.int64),
+    "labels_BS": (0, np.int64),
+    "tags_BS": (TEXT, np.int64),
+    "label_tags_BS": (TEXT, np.int64),
+    "loss_weights_BS": (0.0, np.float32),
+}
+"""What stands in a place without a token, and the kind of number; tokens and labels have the map's pad there."""
+
+
+def _checked_size(document: Document, where: str) -> int:
+    """The places it takes."""
+    num_ids = len(document.ids)
+    if not num_ids == len(document.tags) == len(document.is_trained):
+        raise DataError(f"{where}: ids, tags and is_trained differ in length")
+    if num_ids < 2:
+        raise DataError(f"{where}: a document needs at least 2 tokens, this has {num_ids}")
+    return num_ids - 1
+
+
+def _in_line(parts: Sequence[Any], name: str) -> np.ndarray:
+    dtype = _EMPTY[name][1]
+    try:
+        return np.concatenate(parts, dtype=dtype, casting="same_kind") if parts else np.empty(0, dtype)
+    except TypeError as error:
+        raise DataError(f"{name}: cannot be made {np.dtype(dtype).name} ({error})") from error

@@ -16,7 +16,7 @@ from megatron_most.data.batch import PackedBatch
 from megatron_most.errors import DataError
 from megatron_most.vocab import AUDIO, TAG_NAMES, TokenMap
 
-_IDS = ("tokens_BS", "tags_BS", "labels_BS", "label_tags_BS", "documents_BS")
+_IDS = ("tokens_BS", "tags_BS", "labels_BS", "label_tags_BS", "documents_BS", "tasks_BS")
 _KINDS = {**dict.fromkeys(_IDS, "whole numbers"), "loss_weights_BS": "real numbers", "is_pad_BS": "booleans"}
 
 

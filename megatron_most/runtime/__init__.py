@@ -1,9 +1,11 @@
 """Everything about processes, machines and files that knows nothing of MoST.
 
 Which rank this is (launch.py), what it computes on (device.py), how ranks meet, agree and end together (ranks.py,
-watch.py), and lines, bars and files (log.py, progress.py, files.py). Importing this does not import torch.
+watch.py), lines, bars and files (log.py, progress.py, files.py), one writer a folder (claim.py) and jobs that continue
+after a kill (journal.py). Importing this does not import torch.
 """
 
+from megatron_most.runtime.claim import Claim, claim
 from megatron_most.runtime.command import run_command
 from megatron_most.runtime.device import (
     CPU_BACKEND,
@@ -16,18 +18,23 @@ from megatron_most.runtime.device import (
     set_threads,
 )
 from megatron_most.runtime.files import confine, ensure_new_folder, sha256_file, sync_folder, write_atomically
+from megatron_most.runtime.journal import Journal, is_done, open_journal
 from megatron_most.runtime.launch import Launch, expand_nodelist, find_launch
 from megatron_most.runtime.log import get_logger, get_rank, quiet_upstream, redact, set_rank
-from megatron_most.runtime.progress import progress
+from megatron_most.runtime.progress import Meter, progress
 from megatron_most.runtime.ranks import Ranks, agree, process_group
 
 __all__ = [
     "CPU_BACKEND",
     "GPU_BACKEND",
+    "Claim",
     "Device",
+    "Journal",
     "Launch",
+    "Meter",
     "Ranks",
     "agree",
+    "claim",
     "confine",
     "deterministic",
     "ensure_new_folder",
@@ -36,7 +43,9 @@ __all__ = [
     "find_launch",
     "get_logger",
     "get_rank",
+    "is_done",
     "num_devices",
+    "open_journal",
     "process_group",
     "progress",
     "quiet_upstream",

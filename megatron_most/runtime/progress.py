@@ -1,4 +1,5 @@
-"""How far a long loop has come: `for row in progress(rows, "fit units", "utterance"): ...`.
+"""How far a long loop has come: `for row in progress(rows, "fit units", "utterance"): ...`, or, where the work is not
+counted in items, `with Meter(total, "units", describe) as meter: meter.advance(hours)`.
 
 Rank 0 shows a bar on a terminal, or logs a line every ten seconds and one at the end where there is none (a batch job's
 output file). Other ranks show nothing. The items pass through unchanged on every rank.
@@ -8,8 +9,9 @@ from __future__ import annotations
 
 import sys
 import time
-from collections.abc import Iterable, Iterator, Sized
-from typing import TypeVar, overload
+from collections.abc import Callable, Iterable, Iterator, Sized
+from types import TracebackType
+from typing import Any, Self, TypeVar, overload
 
 from megatron_most.runtime.log import get_logger, get_rank
 
@@ -62,3 +64,57 @@ def _bar(items: Iterable[T], total: int | None, description: str, unit: str) -> 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn(unit))
     with Progress(*columns, TimeRemainingColumn(), console=Console(stderr=True)) as bar:
         yield from bar.track(items, total=total, description=description)
+
+
+class Meter:
+    """A bar over an amount (hours, bytes, tokens). `describe(done, total, seconds)` says it in the field's own words.
+
+    `seconds` count only what this process did: work found done at the start is given as `done`.
+    """
+
+    def __init__(
+        self, total: float, description: str, describe: Callable[[float, float, float], str], done: float = 0.0
+    ) -> None:
+        self._total, self._description, self._describe = total, description, describe
+        self._found = self._done = done
+        self._bar: Any = None
+
+    def __enter__(self) -> Self:
+        self._start = self._last = time.monotonic()
+        if get_rank() == 0 and sys.stderr.isatty():
+            from rich.console import Console
+            from rich.progress import BarColumn, Progress, TextColumn
+
+            columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[words]}"))
+            self._bar = Progress(*columns, console=Console(stderr=True))
+            self._bar.start()
+            self._task = self._bar.add_task(self._description, total=self._total, completed=self._done, words="")
+        return self
+
+    def advance(self, amount: float) -> None:
+        self._done += amount
+        if self._bar is not None:
+            self._bar.update(self._task, completed=self._done, words=self.words())
+        elif time.monotonic() - self._last >= _EVERY_S:
+            self._last = time.monotonic()
+            _log.info("%s: %s, %s left", self._description, self.words(), self._left())
+
+    def words(self) -> str:
+        seconds = max(time.monotonic() - self._start, 1e-9)
+        words = self._describe(self._done, self._total, seconds)
+        return f"{words}, {self._left()} left" if self._bar is not None else words
+
+    def _left(self) -> str:
+        new = self._done - self._found
+        if new <= 0 or self._done >= self._total:
+            return "0:00" if self._done >= self._total else "?"
+        seconds = (time.monotonic() - self._start) * (self._total - self._done) / new
+        return f"{int(seconds // 3600)}:{int(seconds // 60 % 60):02d}:{int(seconds % 60):02d}"
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        words = self._describe(self._done, self._total, max(time.monotonic() - self._start, 1e-9))
+        if self._bar is not None:
+            self._bar.stop()
+        _log.info("%s: %s, ended after %.1f s", self._description, words, time.monotonic() - self._start)

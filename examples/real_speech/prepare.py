@@ -1,0 +1,80 @@
+"""Real speech through the whole data pipeline: Debian's Asterisk prompts, from sound files to verified datasets.
+
+    sudo apt install asterisk-core-sounds-en asterisk-core-sounds-en-g722    # 24 minutes of speech, CC-BY-SA-3.0
+    .venv/bin/python examples/real_speech/prepare.py
+
+Each step is a command of the product, echoed before it runs. Run again, it goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import json
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+from megatron_most.errors import DataError
+from megatron_most.runtime import run_command, write_atomically
+
+SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
+TRANSCRIPTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
+PREPARE = Path(__file__).resolve().parents[2] / "tools" / "prepare_data.py"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=Path("runs/real_speech"), help="folder for everything made")
+    parser.add_argument("--num-units", type=int, default=200, help="units of the codec fitted on this speech")
+    args = parser.parse_args()
+    if not SOUNDS.is_dir() or not TRANSCRIPTS.is_file():
+        raise DataError(
+            f"{SOUNDS}: the prompts are not installed; sudo apt install asterisk-core-sounds-en "
+            "asterisk-core-sounds-en-g722"
+        )
+    out = args.out
+    out.mkdir(parents=True, exist_ok=True)
+    write_atomically(out / "prompts.jsonl", "".join(prompts()))
+    made, units = out / "manifest", str(args.num_units)
+    about = ["--split", "train", "--licence", "CC-BY-SA-3.0", "--source", "Debian asterisk-core-sounds-en"]
+    listed = ["--files", out / "prompts.jsonl", "--audio-root", SOUNDS, "--name", "asterisk", "--language", "en", *about]
+    if not made.exists():
+        step("manifest", "jsonl", *listed, "--out", made)
+    if not (out / "codec").exists():
+        step("fit-codec", "--manifests", made, "--num-units", units, "--out", out / "codec")
+    if not (out / "tokenizer").exists():
+        step("fit-tokenizer", "--manifests", made, "--num-units", units, "--out", out / "tokenizer")
+    step("units", "--manifest", made, "--codec", out / "codec", "--out", out / "units")
+    common = ["--manifests", made, "--units", out / "units", "--tokenizer", out / "tokenizer"]
+    common += ["--tokens", out / "tokenizer" / "token_map.json", "--hold-out", "0.05", "--hold-out-by", "row"]
+    for task in ("asr", "tts", "audio-lm"):
+        for part in ("train", "valid"):
+            step("build", "--task", task, *common, "--part", part, "--out", out / task / part)
+    datasets = [out / task / part for task in ("asr", "tts", "audio-lm") for part in ("train", "valid")]
+    step("verify", "--paths", made, out / "units", *datasets)
+    step("stats", "--datasets", *datasets, "--manifest", made, "--units", out / "units", "--out", out / "stats.html")
+
+
+def prompts() -> list[str]:
+    """One JSON line a prompt that is speech: its file and its words. Beeps and silence stand in brackets."""
+    lines = []
+    for line in gzip.decompress(TRANSCRIPTS.read_bytes()).decode().splitlines():
+        name, colon, text = line.partition(":")
+        sound = SOUNDS / f"{name}.g722"
+        if colon and not name.startswith(";") and not text.strip().startswith("[") and sound.is_file():
+            row = {"id": name, "audio": f"{name}.g722", "text": text.strip(), "speaker": "allison"}
+            lines.append(json.dumps(row) + "\n")
+    return lines
+
+
+def step(*words: object) -> None:
+    command = [sys.executable, str(PREPARE), *(str(word) for word in words)]
+    print("\n$ " + shlex.join(["tools/prepare_data.py", *command[2:]]), flush=True)
+    if code := subprocess.run(command).returncode:
+        raise DataError(f"{words[0]} ended with code {code}; see above")
+
+
+if __name__ == "__main__":
+    run_command(main)

@@ -1,0 +1,271 @@
+"""Manifests and units -> one indexed dataset of a task; resumable, sharded, by several worker processes.
+
+Rows go through in chunks that depend on the manifests alone; workers turn chunks into bytes and the parent appends them
+in order, so the files are the same for any number of workers and any number of kills.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_most.data.build_worker import Built, Chunk, Worker
+from megatron_most.data.card import write_card
+from megatron_most.data.dataset import DatasetInfo, Source, dtype_for
+from megatron_most.data.indexed import write_index
+from megatron_most.data.manifest import Manifest, parse_row
+from megatron_most.data.overlap import EvaluationSet
+from megatron_most.data.parallel import in_order
+from megatron_most.data.rejects import Rejects
+from megatron_most.data.rows import Utterance
+from megatron_most.data.shards import Shard, shard_folder, shard_rows
+from megatron_most.data.tasks import INSTRUCT_TASKS, SPEECH_TASKS, TASKS, TaskOptions
+from megatron_most.data.templates import Templates
+from megatron_most.data.tokenizer import TextTokenizer
+from megatron_most.data.unit_set import UnitSet
+from megatron_most.errors import DataError
+from megatron_most.runtime import Meter, is_done, open_journal, sha256_file, write_atomically
+from megatron_most.vocab import TAG_NAMES, TokenMap
+
+CHUNK_ROWS, MOST_ROWS = 512, 8192
+_COMMIT_S = 2.0
+TOKENS, IDS, REJECTS, OVERLAPS = "tokens.bin", "ids.txt", "rejects.jsonl", "overlaps.jsonl"
+_RAW = (".lengths.i32", ".modes.i8", ".counts.i32")
+_KEPT = (TOKENS, "tokens.idx", IDS, REJECTS, OVERLAPS)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildOptions:
+    """What goes into a dataset."""
+
+    task: str
+    part: Literal["all", "train", "valid"] = "all"
+    """all rows; or, of a corpus without a validation split, the rows kept for training, or those held out."""
+    hold_out: float = 0.0
+    """train, valid: the share held out."""
+    hold_out_by: Literal["speaker", "recording", "row"] = "speaker"
+    """What stays on one side: speakers, so that validation hears new voices, or less. Texts and chats go by row."""
+    refuse_overlap: bool = False
+    """Reject rows that overlap with an evaluation set instead of listing them."""
+    max_reject_rate: float = 0.05
+    workers: int = 1
+    task_options: TaskOptions = field(default_factory=TaskOptions)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BuildInputs:
+    """What a dataset is made from."""
+
+    manifests: tuple[Manifest, ...]
+    units: tuple[UnitSet, ...]
+    tokens: TokenMap
+    tokenizer: TextTokenizer
+    templates: Templates
+    evaluation: tuple[EvaluationSet, ...] = ()
+
+
+@dataclass
+class _Progress:
+    """What a commit remembers."""
+
+    manifest: int = 0
+    next_row: int = -1
+    rows: int = 0
+    documents: int = 0
+    sequences: int = 0
+    trained_tokens: int = 0
+    longest: int = 0
+    seconds: float = 0.0
+    tokens_by_tag: dict[str, int] = field(default_factory=dict)
+    overlaps: dict[str, int] = field(default_factory=dict)
+    rejects: dict[str, int] = field(default_factory=dict)
+
+    def add(self, built: Built, chunk: Chunk) -> None:
+        self.manifest, self.next_row = chunk.manifest, chunk.first_row + len(chunk.lines)
+        self.rows += len(chunk.lines)
+        self.documents += built.documents
+        self.sequences += built.sequences
+        self.trained_tokens += built.trained_tokens
+        self.longest = max(self.longest, built.longest)
+        self.seconds += built.seconds
+        self.tokens_by_tag = dict(Counter(self.tokens_by_tag) + Counter(built.tokens_by_tag))
+        self.overlaps = dict(Counter(self.overlaps) + Counter(built.overlap_counts))
+
+
+def build(inputs: BuildInputs, options: BuildOptions, out: Path | str, shard: Shard = (0, 1)) -> Path:
+    """One dataset, or one shard of it. Continues a run that was killed."""
+    units = _match(inputs, options)
+    folder = shard_folder(Path(out), shard)
+    job = _describe(inputs, options, shard)
+    if is_done(folder, job):
+        return folder
+    for manifest in inputs.manifests:
+        manifest.verify()
+    spans = [shard_rows(manifest, shard) for manifest in inputs.manifests]
+    total = sum(last - first for first, last in spans)
+    worker = Worker(inputs=inputs, units=units, options=options)
+    with ExitStack() as stack:
+        journal = stack.enter_context(open_journal(folder, job, (TOKENS, IDS, REJECTS, OVERLAPS, *_RAW)))
+        done = _Progress(**journal.progress) if journal.progress else _Progress()
+        rejects = Rejects(lambda line: journal.write(REJECTS, line), options.max_reject_rate, done.rejects)
+        meter = stack.enter_context(Meter(total, f"build {options.task}", _rows, done=done.rows))
+        committed = time.monotonic()
+        for chunk, built in in_order(worker, _chunks(inputs, options, spans, done), options.workers):
+            for name, data in built.files.items():
+                journal.write(name, data)
+            for id, reason, detail in built.bad:
+                rejects.add(id, reason, detail)
+            done.add(built, chunk)
+            done.rejects = dict(rejects.counts)
+            meter.advance(len(chunk.lines))
+            rejects.check(done.rows)
+            if time.monotonic() - committed > _COMMIT_S:
+                journal.commit(dict(vars(done)))
+                committed = time.monotonic()
+        rejects.check(done.rows, at_end=True)
+        if not done.documents:
+            raise DataError(f"{folder}: no document came of {done.rows} rows (rejected: {rejects}); nothing is written")
+        journal.commit(dict(vars(done)))
+        journal.seal(lambda part: _finish(part, inputs, options, shard, done))
+    return folder
+
+
+def _match(inputs: BuildInputs, options: BuildOptions) -> list[UnitSet | None]:
+    """The unit set of each manifest. What the task cannot use is refused here, before any work."""
+    if options.task not in TASKS:
+        raise DataError(f"task {options.task!r}: not known; use one of {', '.join(TASKS)}")
+    kind = "speech" if options.task in SPEECH_TASKS else "chat" if options.task in INSTRUCT_TASKS else "text"
+    for manifest in inputs.manifests:
+        if manifest.header.kind != kind:
+            raise DataError(f"{manifest.folder}: a {manifest.header.kind} manifest, but {options.task} needs {kind}")
+    hashes = [manifest.header.sha256 for manifest in inputs.manifests]
+    for manifest in inputs.manifests:
+        if hashes.count(manifest.header.sha256) > 1:
+            raise DataError(f"{manifest.folder}: the same rows are given twice; give each manifest once")
+    for other in inputs.units[1:]:
+        if other.codec != inputs.units[0].codec:
+            raise DataError(
+                f"{other.path}: units of codec {_named(other)}, but {inputs.units[0].path} has those of "
+                f"{_named(inputs.units[0])}; one dataset has one codec"
+            )
+    if inputs.units and inputs.units[0].codec.num_units > inputs.tokens.num_units:
+        raise DataError(
+            f"{inputs.units[0].path}: {inputs.units[0].codec.num_units} units, but the token map has places for "
+            f"{inputs.tokens.num_units}; make the token map with --num-units {inputs.units[0].codec.num_units}"
+        )
+    if kind != "speech":
+        return [None] * len(inputs.manifests)
+    by_manifest = {units.manifest_sha256: units for units in inputs.units}
+    for manifest in inputs.manifests:
+        if manifest.header.sha256 not in by_manifest:
+            raise DataError(f"{manifest.folder}: none of the unit sets was made from it; give its units with --units")
+    return [by_manifest[sha] for sha in hashes]
+
+
+def _describe(inputs: BuildInputs, options: BuildOptions, shard: Shard) -> dict[str, Any]:
+    """All that decides the bytes; the number of workers does not."""
+    codec = inputs.units[0].codec.to_dict() if inputs.units else None
+    return {
+        "what": "dataset",
+        "task": options.task,
+        "manifests": [manifest.header.sha256 for manifest in inputs.manifests],
+        "units": [_units_hash(units) for units in inputs.units],
+        "codec": codec,
+        "token_map": inputs.tokens.hash,
+        "tokenizer": inputs.tokenizer.identity.to_dict(),
+        "templates": inputs.templates.hash,
+        "evaluation": {known.name: known.hash for known in inputs.evaluation},
+        "shard": list(shard),
+        **_plain(options),
+    }
+
+
+def _plain(options: BuildOptions) -> dict[str, Any]:
+    kept = {name: getattr(options, name) for name in ("part", "hold_out", "hold_out_by", "refuse_overlap")}
+    return kept | {f"task.{name}": value for name, value in asdict(options.task_options).items()}
+
+
+def _named(units: UnitSet) -> str:
+    return f"{units.codec.name} ({units.codec.hash[:12]})"
+
+
+def _units_hash(units: UnitSet) -> str:
+    return ",".join(shard.header.files["units.u16"][1] for shard in units.shards)
+
+
+def _chunks(
+    inputs: BuildInputs, options: BuildOptions, spans: list[tuple[int, int]], done: _Progress
+) -> Iterator[Chunk]:
+    """What is left to do. Interleaving needs the cuts of a recording together: there a chunk ends with a recording."""
+    whole_recordings = options.task == "interleaved"
+    for number, (manifest, (first, last)) in enumerate(zip(inputs.manifests, spans, strict=True)):
+        if number < done.manifest:
+            continue
+        start = max(first, done.next_row) if number == done.manifest else first
+        lines: list[bytes] = []
+        recording = None
+        for row, line in manifest.lines(start, last):
+            if len(lines) >= CHUNK_ROWS:
+                here = _recording(line) if whole_recordings else None
+                if not whole_recordings or here != recording or len(lines) >= MOST_ROWS:
+                    yield Chunk(number, row - len(lines), lines)
+                    lines = []
+            if whole_recordings and len(lines) >= CHUNK_ROWS - 1:
+                recording = _recording(line)
+            lines.append(line)
+        if lines:
+            yield Chunk(number, last - len(lines), lines)
+
+
+def _recording(line: bytes) -> str:
+    row = parse_row("speech", line)
+    assert isinstance(row, Utterance), "interleaving is of speech"
+    return row.recording
+
+
+def _finish(part: Path, inputs: BuildInputs, options: BuildOptions, shard: Shard, done: _Progress) -> None:
+    dtype = dtype_for(inputs.tokens)
+    write_index(part / "tokens.idx", *(part / name for name in _RAW), dtype)
+    info = DatasetInfo(
+        task=options.task,
+        tokens=inputs.tokens,
+        codec=inputs.units[0].codec if inputs.units else None,
+        tokenizer=inputs.tokenizer.identity,
+        templates=(inputs.templates.name, inputs.templates.hash),
+        documents=done.documents,
+        sequences=done.sequences,
+        tokens_by_tag={name: done.tokens_by_tag.get(name, 0) for name in TAG_NAMES},
+        trained_tokens=done.trained_tokens,
+        longest=done.longest,
+        seconds=round(done.seconds, 3),
+        files={name: ((part / name).stat().st_size, sha256_file(part / name)) for name in _KEPT},
+        provenance=tuple(_source(manifest) for manifest in inputs.manifests),
+        rejects=done.rejects,
+        overlaps={known.name: done.overlaps.get(known.name, 0) for known in inputs.evaluation},
+        options={"shard": list(shard), **_plain(options)},
+    )
+    write_atomically(part / "README.md", write_card(info))
+    info.save(part)
+
+
+def _source(manifest: Manifest) -> Source:
+    head = manifest.header
+    return Source(
+        corpus=head.corpus,
+        split=head.split,
+        licence=head.licence,
+        source=head.source,
+        language=head.language,
+        normalisation=head.normalisation,
+        manifest_sha256=head.sha256,
+        rows=head.rows,
+    )
+
+
+def _rows(done: float, total: float, seconds: float) -> str:
+    return f"{int(done)}/{int(total)} rows"

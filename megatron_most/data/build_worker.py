@@ -1,0 +1,154 @@
+"""One chunk of manifest lines -> bytes of a dataset; what each worker process of `build` does."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from megatron_most.data.dataset import dtype_for
+from megatron_most.data.document import DocumentRuns
+from megatron_most.data.indexed import encode_documents
+from megatron_most.data.manifest import parse_row
+from megatron_most.data.overlap import OverlapFinder
+from megatron_most.data.rejects import RowError
+from megatron_most.data.rows import Row, Utterance
+from megatron_most.data.tasks import TaskContext, make_documents
+from megatron_most.data.unit_set import UnitSet
+from megatron_most.speech import UnitSequence
+from megatron_most.vocab import TAG_NAMES
+
+if TYPE_CHECKING:
+    from megatron_most.data.build import BuildInputs, BuildOptions
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """Neighbouring lines of one manifest."""
+
+    manifest: int
+    first_row: int
+    lines: list[bytes]
+
+
+@dataclass
+class Built:
+    """What came of a chunk."""
+
+    files: dict[str, bytes]
+    bad: list[tuple[str, str, str]]
+    documents: int = 0
+    sequences: int = 0
+    trained_tokens: int = 0
+    longest: int = 0
+    seconds: float = 0.0
+    tokens_by_tag: dict[str, int] = field(default_factory=dict)
+    overlap_counts: dict[str, int] = field(default_factory=dict)
+
+
+class Worker:
+    """Called with a chunk, in this process or a forked one."""
+
+    def __init__(self, *, inputs: BuildInputs, units: list[UnitSet | None], options: BuildOptions) -> None:
+        self._inputs, self._units, self._options = inputs, units, options
+        self._kinds = [manifest.header.kind for manifest in inputs.manifests]
+        self._finder = OverlapFinder(inputs.evaluation) if inputs.evaluation else None
+        self._context = TaskContext(
+            token_map=inputs.tokens,
+            tokenizer=inputs.tokenizer,
+            templates=inputs.templates,
+            units_of=self._units_of,
+            options=options.task_options,
+        )
+        self._dtype = dtype_for(inputs.tokens)
+
+    def __call__(self, chunk: Chunk) -> Built:
+        bad: list[tuple[str, str, str]] = []
+        rows: list[Row | tuple[Utterance, UnitSequence]] = []
+        overlaps: list[bytes] = []
+        counts: Counter[str] = Counter()
+        units = self._units[chunk.manifest]
+        for number, line in enumerate(chunk.lines, chunk.first_row):
+            try:
+                row = parse_row(self._kinds[chunk.manifest], line)
+                if not self._is_in(row):
+                    continue
+                sequence = None
+                if units is not None and (sequence := units.find(number)) is None:
+                    raise RowError("no units", "the utterance was rejected when units were extracted")
+                for name in self._overlaps(row, overlaps):
+                    counts[name] += 1
+                    if self._options.refuse_overlap:
+                        raise RowError(f"overlaps {name}")
+            except RowError as error:
+                bad.append((_id(line, number), error.reason, error.detail))
+                continue
+            rows.append((row, sequence) if sequence is not None and isinstance(row, Utterance) else row)
+        documents, rejections = make_documents(self._options.task, rows, self._context)
+        bad += [(rejection.id, rejection.reason, rejection.detail) for rejection in rejections]
+        built = self._encode(documents, bad, overlaps)
+        built.overlap_counts = dict(counts)
+        built.seconds = sum(row[0].duration for row in rows if isinstance(row, tuple))
+        return built
+
+    def _encode(self, documents: list[DocumentRuns], bad: list[tuple[str, str, str]], overlaps: list[bytes]) -> Built:
+        encoded = encode_documents(documents, self._dtype)
+        files = {
+            "tokens.bin": encoded.tokens,
+            "ids.txt": encoded.ids,
+            "overlaps.jsonl": b"".join(overlaps),
+            ".lengths.i32": encoded.lengths,
+            ".modes.i8": encoded.modes,
+            ".counts.i32": encoded.counts,
+        }
+        built = Built(files=files, bad=bad, documents=len(documents), sequences=len(encoded.modes))
+        by_tag = [0] * len(TAG_NAMES)
+        for document in documents:
+            length = 0
+            for run in document.runs:
+                size = len(run.ids)
+                length += size
+                by_tag[run.tag] += size
+                built.trained_tokens += size * run.is_trained
+            built.longest = max(built.longest, length)
+        built.tokens_by_tag = dict(zip(TAG_NAMES, by_tag, strict=True))
+        return built
+
+    def _overlaps(self, row: Row, lines: list[bytes]) -> list[str]:
+        """Names of the evaluation sets that a row overlaps with, each once; every hit is listed."""
+        if self._finder is None:
+            return []
+        names: dict[str, None] = {}
+        for hit in self._finder.find(row):
+            entry = {"id": row.id, "set": hit.set_name, "kind": hit.kind, "what": hit.what}
+            lines.append(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
+            names[hit.set_name] = None
+        return list(names)
+
+    def _is_in(self, row: Row) -> bool:
+        """Whether a row belongs to the part being built: a pure function of its speaker, recording or id."""
+        if self._options.part == "all":
+            return True
+        key: str | None = row.id
+        if isinstance(row, Utterance) and self._options.hold_out_by != "row":
+            key = row.speaker if self._options.hold_out_by == "speaker" else row.recording
+            if key is None:
+                raise RowError("no speaker", "held out by speaker; try --hold-out-by recording")
+        assert key is not None, "ids are there"
+        at = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=8).digest()) / 2**64
+        return (at < self._options.hold_out) == (self._options.part == "valid")
+
+    def _units_of(self, id: str) -> UnitSequence | None:
+        for units in self._inputs.units:
+            if (found := units.by_id(id)) is not None:
+                return found
+        return None
+
+
+def _id(line: bytes, number: int) -> str:
+    try:
+        return str(json.loads(line)["id"])
+    except (ValueError, KeyError, TypeError):
+        return f"row {number + 1}"

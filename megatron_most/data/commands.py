@@ -1,0 +1,297 @@
+"""The steps of data preparation as commands: corpora as downloaded in, indexed unit datasets out.
+
+manifest -> fit -> units -> build (-> merge) -> verify -> stats. Every step is a folder that can be opened, counted and
+resumed; run again, a finished step says so and does nothing.
+"""
+
+from __future__ import annotations
+
+import functools
+import operator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import tyro
+
+from megatron_most.data.build import BuildInputs, BuildOptions, build
+from megatron_most.data.corpora import CORPORA, write_manifest
+from megatron_most.data.extract import ExtractOptions, extract_units
+from megatron_most.data.fit import fit_codec
+from megatron_most.data.manifest import Manifest, open_manifest
+from megatron_most.data.merge import merge
+from megatron_most.data.overlap import load_evaluation_set
+from megatron_most.data.rows import ChatRow, TextRow
+from megatron_most.data.shards import find_shard
+from megatron_most.data.tasks import TaskOptions
+from megatron_most.data.templates import load_templates
+from megatron_most.data.tokenizer import fit_tokenizer, load_tokenizer, token_map_for
+from megatron_most.data.unit_set import UnitShard, open_units
+from megatron_most.data.verify import verify
+from megatron_most.errors import DataError
+from megatron_most.runtime import get_logger
+from megatron_most.speech import HubertFeatures, load_codec
+from megatron_most.vocab import TokenMap, deepseek_token_map, llama_token_map
+
+say = get_logger(__name__).info
+
+
+def _one_of(choices: Mapping[str, type]) -> Any:
+    """A type for tyro: one of these classes, each a subcommand without prefixes."""
+    named = [Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in choices.items()]
+    return functools.reduce(operator.or_, named)
+
+
+_CORPUS = Annotated[_one_of(CORPORA), tyro.conf.arg(name="")]
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitCodec:
+    """Fit k-means centroids for units: on MFCCs (no download), or on a layer of a HuBERT model."""
+
+    manifests: tuple[Path, ...]
+    out: Path
+    """The codec's folder: codec.json and centroids.safetensors."""
+    num_units: int = 500
+    hours: float = 10.0
+    """How much speech to fit on, spread evenly over the manifests."""
+    model: str | None = None
+    """A HuBERT model, a folder or hub id in transformers' format; not set = MFCCs."""
+    layer: int | None = None
+    """Which layer of it, counted from 1."""
+    frame_ms: Literal[20, 40] = 40
+    """MFCCs: frame period; 40 is 25 Hz, 20 is 50 Hz. A model has its own."""
+    audio_root: Path | None = None
+    """Where the audio is, if it has moved since the manifests were made."""
+    seed: int = 0
+
+    def run(self) -> None:
+        if (self.model is None) != (self.layer is None):
+            raise DataError("--model and --layer belong together: give both for HuBERT, neither for MFCCs")
+        features = HubertFeatures(self.model, self.layer) if self.model and self.layer else None
+        identity = fit_codec(
+            [open_manifest(folder) for folder in self.manifests],
+            self.out,
+            num_units=self.num_units,
+            hours=self.hours,
+            seed=self.seed,
+            frame_s=self.frame_ms / 1000,
+            features=features,
+            audio_root=self.audio_root,
+        )
+        say("%s: %s, %d units of %g ms", self.out, identity.name, identity.num_units, identity.frame_s * 1000)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitTokenizer:
+    """Train a small byte-level BPE tokenizer on the texts of manifests, with a token map: for models of your own."""
+
+    manifests: tuple[Path, ...]
+    out: Path
+    """A folder: tokenizer.json, tokenizer_config.json and token_map.json."""
+    vocab_size: int = 1024
+    num_units: int = 500
+
+    def run(self) -> None:
+        texts = (text for folder in self.manifests for text in _texts(open_manifest(folder)))
+        fit_tokenizer(texts, self.vocab_size, self.out)
+        tokens = token_map_for(self.out, "own", self.num_units)
+        tokens.save(self.out / "token_map.json")
+        say("%s: %d text tokens, %d units, %d rows", self.out, tokens.text_size, tokens.num_units, tokens.vocab_size)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Units:
+    """Turn a manifest's speech into units. Killed, it goes on where it was; shards run side by side."""
+
+    manifest: Path
+    codec: str
+    """A codec's folder, or a preset: mhubert-25hz-500, hubert-50hz-500."""
+    centroids: Path | None = None
+    """Presets: the file of their published centroids, as .npy, .pt or .safetensors."""
+    model: Path | None = None
+    """HuBERT: where the model is, if not where the codec or preset says."""
+    out: Path
+    shard: str = "auto"
+    """i/n, counted from 0; auto: the Slurm array task, or the whole."""
+    audio_root: Path | None = None
+    """Where the audio is, if it has moved since the manifest was made."""
+    options: Annotated[ExtractOptions, tyro.conf.arg(name="")] = field(default_factory=ExtractOptions)
+
+    def run(self) -> None:
+        manifest = open_manifest(self.manifest)
+        shard = find_shard(self.shard)
+        codec = load_codec(self.codec, centroids=self.centroids, model=self.model)
+        folder = extract_units(manifest, codec, self.out, shard, self.options, self.audio_root or manifest.audio_root)
+        head = UnitShard(folder).header
+        rate = head.units / head.seconds if head.seconds else 0.0
+        words = f"{head.utterances} utterances, {head.seconds / 3600:.2f} h, {rate:.1f} units/s"
+        say("%s: %s, %d rejected", folder, words, sum(head.rejects.values()))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Build:
+    """Make the documents of one task and write them as an indexed dataset that Megatron-Core opens."""
+
+    task: Literal["asr", "tts", "text-lm", "audio-lm", "interleaved", "speech-instruct", "text-instruct"]
+    manifests: tuple[Path, ...]
+    out: Path
+    tokenizer: Path
+    """tokenizer.json, a folder with one, or a sentencepiece model."""
+    tokens: str = "deepseek"
+    """The token map: deepseek, llama, or a token_map.json."""
+    units: tuple[Path, ...] = ()
+    """Unit sets of the manifests, or of the utterances that chats name."""
+    num_units: int = 500
+    """deepseek, llama: how many units the map has."""
+    templates: str = "chat"
+    """chat, release (the public MoST release's wording), or a TOML file."""
+    part: Literal["all", "train", "valid"] = "all"
+    """all rows; or, of a corpus without a validation split, the rows kept for training, or those held out."""
+    hold_out: float = 0.0
+    """train, valid: the share held out."""
+    hold_out_by: Literal["speaker", "recording", "row"] = "speaker"
+    """What stays on one side: speakers, so that validation hears new voices, or less. Texts and chats go by row."""
+    evaluation: dict[str, Path] = field(default_factory=dict)
+    """Evaluation sets to look for (name path ...): manifests, JSON lines or plain text."""
+    refuse_overlap: bool = False
+    """Leave out what overlaps with an evaluation set, instead of listing it."""
+    shard: str = "auto"
+    """i/n, counted from 0; auto: the Slurm array task, or the whole."""
+    workers: int = 1
+    max_reject_rate: float = 0.05
+    interleave: TaskOptions = field(default_factory=TaskOptions)
+
+    def run(self) -> None:
+        if (self.part == "all") != (self.hold_out == 0):
+            raise DataError(
+                f"--part {self.part} with --hold-out {self.hold_out:g}: give a share with train and valid, none otherwise"
+            )
+        tokenizer = load_tokenizer(self.tokenizer)
+        inputs = BuildInputs(
+            manifests=tuple(open_manifest(folder) for folder in self.manifests),
+            units=tuple(open_units(path) for path in self.units),
+            tokens=_token_map(self.tokens, self.num_units),
+            tokenizer=tokenizer,
+            templates=load_templates(self.templates),
+            evaluation=tuple(load_evaluation_set(name, path) for name, path in self.evaluation.items()),
+        )
+        options = BuildOptions(
+            task=self.task,
+            part=self.part,
+            hold_out=self.hold_out,
+            hold_out_by=self.hold_out_by,
+            refuse_overlap=self.refuse_overlap,
+            max_reject_rate=self.max_reject_rate,
+            workers=self.workers,
+            task_options=self.interleave,
+        )
+        shard = find_shard(self.shard)
+        folder = build(inputs, options, self.out, shard)
+        say("%s: done; %s", folder, f"shard {shard[0]} of {shard[1]}" if shard != (0, 1) else "look at README.md there")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Merge:
+    """Join the shards of a dataset into one. Tokens are copied once."""
+
+    shards: Path
+    """The folder that holds them all."""
+    out: Path
+
+    def run(self) -> None:
+        folders = sorted(path for path in self.shards.glob("*-of-*") if not path.name.endswith(".part"))
+        if not folders:
+            raise DataError(f"{self.shards}: no shards here; give the folder that `build --shard i/n` wrote into")
+        merge(folders, self.out)
+        say("%s: %d shards merged", self.out, len(folders))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verify:
+    """Prove data sets whole: sizes, hashes, every id and tag, and that stock Megatron-Core reads the same."""
+
+    paths: tuple[Path, ...]
+    """Datasets, unit sets or manifests."""
+    with_core: bool = True
+    """Open datasets with Megatron-Core too (its import takes some seconds)."""
+
+    def run(self) -> None:
+        for path in self.paths:
+            if (path / "manifest.json").exists():
+                manifest = open_manifest(path)
+                manifest.verify()
+                count = sum(1 for _ in manifest.rows())
+                if count != manifest.header.rows:
+                    raise DataError(f"{path}: {count} rows where the header says {manifest.header.rows}")
+                say("%s: whole; %d rows", path, count)
+            elif (path / "dataset.json").exists():
+                say("%s: whole; %s", path, verify(path, with_core=self.with_core))
+            else:
+                units = open_units(path)
+                for shard in units.shards:
+                    shard.verify()
+                say("%s: whole; %d shards, %.2f h", path, len(units.shards), units.seconds / 3600)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stats:
+    """Count what is in datasets: hours, tokens, units per second, lengths; and a page with plots and sounds."""
+
+    datasets: tuple[Path, ...]
+    out: Path | None = None
+    """An HTML page; not set = numbers only."""
+    manifest: Path | None = None
+    """With --units: for playable examples on the page."""
+    units: Path | None = None
+    audio_root: Path | None = None
+    """Where the audio is, if it has moved since the manifest was made."""
+
+    def run(self) -> None:
+        raise NotImplementedError
+
+
+def _token_map(name: str, num_units: int) -> TokenMap:
+    if name == "deepseek":
+        return deepseek_token_map(num_units)
+    return llama_token_map(num_units) if name == "llama" else TokenMap.load(name)
+
+
+def _texts(manifest: Manifest) -> Iterator[str]:
+    for row in manifest.rows():
+        if isinstance(row, ChatRow):
+            yield from (part for turn in row.turns for part in turn.parts if isinstance(part, str))
+        elif isinstance(row, TextRow):
+            yield row.text
+        elif row.text:
+            yield row.text
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeManifest:
+    """Read a corpus as downloaded into checked rows; which corpus is the next word."""
+
+    corpus: _CORPUS
+
+    def run(self) -> None:
+        header = write_manifest(self.corpus)
+        words = f"{header.rows} rows" + (f", {header.seconds / 3600:.2f} h" if header.kind == "speech" else "")
+        say("%s: %s, %d rejected", self.corpus.out, words, sum(header.rejects.values()))
+
+
+_STEPS: dict[str, type] = {
+    "manifest": MakeManifest,
+    "fit-codec": FitCodec,
+    "fit-tokenizer": FitTokenizer,
+    "units": Units,
+    "build": Build,
+    "merge": Merge,
+    "verify": Verify,
+    "stats": Stats,
+}
+
+
+def run_prepare_data(args: Sequence[str] | None = None) -> None:
+    """The command line of tools/prepare_data.py."""
+    tyro.cli(_one_of(_STEPS), args=args, prog="prepare_data.py", description=__doc__).run()

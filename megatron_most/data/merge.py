@@ -1,0 +1,187 @@
+"""Shards of one build -> the dataset that one process would have built, each byte copied once.
+
+The shards' own numbers give the order. Tokens are never decoded: files are laid end to end, hashed on the way against
+what each shard says of itself, and the index is written anew from the shards' indexes. Shards that differ in anything
+but their part of the rows are refused by name. Killed, or out of disk, the same command goes on.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_most.data.card import write_card
+from megatron_most.data.dataset import CARD, INFO, DatasetInfo, find_repeated, open_dataset
+from megatron_most.data.indexed import IDS, IDX, IndexedDocuments, join_indexes
+from megatron_most.errors import DataError
+from megatron_most.runtime import Journal, Meter, is_done, open_journal, sha256_file, write_atomically
+
+_BLOCK = 1 << 23
+
+
+@dataclass(frozen=True)
+class _Shard:
+    number: int
+    folder: Path
+    info: DatasetInfo
+    documents: IndexedDocuments
+
+
+def merge(folders: Sequence[Path | str], out: Path | str) -> Path:
+    """Join all shards of a set, given in any order. `out` appears when it is whole."""
+    out = Path(out)
+    shards = _in_order([Path(folder) for folder in folders])
+    for shard in shards[1:]:
+        _check_same(shards[0], shard)
+    job = {"what": "merge", "shards": [sha256_file(shard.folder / INFO) for shard in shards]}
+    if is_done(out, job):
+        return out
+    _check_ids(shards)
+    names = [name for name in shards[0].info.files if name != IDX]
+    sizes = [sum(shard.info.files[name][0] for name in names) / 1e9 for shard in shards]
+    with ExitStack() as stack:
+        journal = stack.enter_context(open_journal(out, job, names))
+        pool = stack.enter_context(ThreadPoolExecutor(1))
+        begun = journal.progress["shards"] if journal.progress else 0
+        meter = stack.enter_context(Meter(sum(sizes), "merge", _gigabytes, done=sum(sizes[:begun])))
+        hashes = {name: hashlib.sha256() for name in names}
+        if begun:  # a hash cannot be kept on the disk, so what is there is read again
+            for name in names:
+                _read(journal.path(name), hashes[name].update)
+        for shard in shards[begun:]:
+            if sha256_file(shard.folder / IDX) != shard.info.files[IDX][1]:
+                raise _damaged(shard.folder / IDX)
+            for name in names:
+                _copy(journal, name, shard, hashes[name], pool, meter)
+            journal.commit({"shards": shard.number + 1})
+        journal.seal(lambda part: _finish(part, shards, {name: hashes[name].hexdigest() for name in names}))
+    for shard in shards:
+        shard.documents.close()
+    return out
+
+
+def _in_order(folders: list[Path]) -> list[_Shard]:
+    """Every shard of the set, opened."""
+    if not folders:
+        raise DataError("merge: no shards given; give the folders that `build --shard i/n` wrote")
+    found: dict[int, _Shard] = {}
+    count = 0
+    for folder in folders:
+        info, documents = open_dataset(folder)
+        match info.options.get("shard"):
+            case [int(number), int(of)] if 0 <= number < of and of > 1:
+                pass
+            case other:
+                raise DataError(f"{folder / INFO}: options.shard = {other}: not a shard of several; nothing to merge")
+        if count and of != count:
+            raise DataError(f"{folder}: one of {of} shards, but {folders[0]} is one of {count}; give shards of one set")
+        if number in found:
+            raise DataError(f"{folder}: shard {number} of {of}, but so is {found[number].folder}; give each shard once")
+        count, found[number] = of, _Shard(number, folder, info, documents)
+    if missing := sorted(set(range(count)) - set(found)):
+        raise DataError(
+            f"merge: shard {missing[0]} of {count} is missing ({len(missing)} in all); build it, or name its folder too"
+        )
+    return [found[number] for number in range(count)]
+
+
+def _check_same(first: _Shard, shard: _Shard) -> None:
+    first.info.tokens.require_same(shard.info.tokens, str(shard.folder))
+    for name, ours, theirs in _compared(first.info, shard.info):
+        if ours != theirs:
+            raise DataError(
+                f"{shard.folder}: {name} = {theirs!r}, but {ours!r} in {first.folder}; "
+                "merge shards of one build, or build them again alike"
+            )
+
+
+def _compared(first: DatasetInfo, second: DatasetInfo) -> list[tuple[str, Any, Any]]:
+    both = [(name, getattr(first, name), getattr(second, name)) for name in ("task", "codec", "tokenizer", "templates")]
+    for name in sorted({*first.options, *second.options} - {"shard"}):
+        both.append((f"options.{name}", first.options.get(name), second.options.get(name)))
+    both.append(("provenance", first.provenance, second.provenance))
+    both.append(("evaluation sets looked for", sorted(first.overlaps), sorted(second.overlaps)))
+    both.append(("files", sorted(first.files), sorted(second.files)))
+    return both
+
+
+def _check_ids(shards: Sequence[_Shard]) -> None:
+    count, ids = find_repeated([shard.folder / IDS for shard in shards])
+    if not count:
+        return
+    line = ids[0].encode() + b"\n"
+    where = []
+    for shard in shards:
+        with open(shard.folder / IDS, "rb") as file:
+            where += [str(shard.folder) for each in file if each == line]
+    raise DataError(
+        f"document {ids[0]!r}: in {' and in '.join(where)} ({count} ids are repeated); shards share no rows: "
+        "build them again from one manifest"
+    )
+
+
+def _copy(journal: Journal, name: str, shard: _Shard, whole: Any, pool: ThreadPoolExecutor, meter: Meter) -> None:
+    """Append one file of a shard. Both hashes, its own and that of the whole, are taken side by side."""
+    own = hashlib.sha256()
+
+    def take(block: bytes) -> None:
+        hashing = pool.submit(own.update, block)
+        journal.write(name, block)
+        whole.update(block)
+        hashing.result()
+        meter.advance(len(block) / 1e9)
+
+    _read(shard.folder / name, take)
+    if own.hexdigest() != shard.info.files[name][1]:
+        raise _damaged(shard.folder / name)
+
+
+def _read(path: Path, take: Callable[[bytes], object]) -> None:
+    try:
+        with open(path, "rb", buffering=0) as file:
+            while block := file.read(_BLOCK):
+                take(block)
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read: {error.strerror or error}; run the same command again") from error
+
+
+def _damaged(path: Path) -> DataError:
+    return DataError(f"{path}: damaged: its sha256 is not that of {INFO}; copy or build this shard again")
+
+
+def _finish(part: Path, shards: Sequence[_Shard], hashes: dict[str, str]) -> None:
+    join_indexes(part / IDX, [shard.documents for shard in shards])
+    infos = [shard.info for shard in shards]
+    hashes = {**hashes, IDX: sha256_file(part / IDX)}
+    info = replace(
+        infos[0],
+        documents=sum(info.documents for info in infos),
+        sequences=sum(info.sequences for info in infos),
+        tokens_by_tag={tag: sum(info.tokens_by_tag[tag] for info in infos) for tag in infos[0].tokens_by_tag},
+        trained_tokens=sum(info.trained_tokens for info in infos),
+        longest=max(info.longest for info in infos),
+        seconds=round(sum(info.seconds for info in infos), 3),
+        files={name: ((part / name).stat().st_size, hashes[name]) for name in infos[0].files},
+        rejects=_added(info.rejects for info in infos),
+        overlaps={name: sum(info.overlaps[name] for info in infos) for name in infos[0].overlaps},
+        options={**infos[0].options, "shard": [0, 1]},
+    )
+    write_atomically(part / CARD, write_card(info))
+    info.save(part)
+
+
+def _added(counts: Any) -> dict[str, int]:
+    total: Counter[str] = Counter()
+    for each in counts:
+        total.update(each)
+    return dict(total)
+
+
+def _gigabytes(done: float, total: float, seconds: float) -> str:
+    return f"{done:.2f}/{total:.2f} GB, {done / max(seconds, 1e-9):.2f} GB/s"

@@ -1,0 +1,57 @@
+"""Work spread over forked processes, results in the order of the work, few pieces in flight.
+
+`multiprocessing`'s own imap reads all of its input at once; a corpus does not fit. A worker that dies (out of memory,
+say) ends the run with one error instead of a hang.
+"""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from typing import Any, TypeVar
+
+from megatron_most.errors import DataError
+
+X = TypeVar("X")
+Y = TypeVar("Y")
+_work: Callable[[Any], Any] | None = None
+
+
+def in_order(work: Callable[[X], Y], pieces: Iterable[X], workers: int) -> Iterator[tuple[X, Y]]:
+    """(piece, work(piece)) for each piece. One worker is this process itself."""
+    if workers <= 1:
+        yield from ((piece, work(piece)) for piece in pieces)
+        return
+    fork = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(workers, mp_context=fork, initializer=_begin, initargs=(work,)) as pool:
+        flying: deque[tuple[X, Future[Y]]] = deque()
+        try:
+            for piece in pieces:
+                flying.append((piece, pool.submit(_run, piece)))
+                if len(flying) > 2 * workers:
+                    first, future = flying.popleft()
+                    yield first, future.result()
+            while flying:
+                first, future = flying.popleft()
+                yield first, future.result()
+        except BrokenProcessPool as error:
+            raise DataError(
+                "a worker process was killed, most likely for want of memory; use fewer --workers and run again"
+            ) from error
+        finally:
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _begin(work: Callable[[Any], Any]) -> None:
+    global _work
+    _work = work
+    os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a tokenizer's own threads do not survive a fork
+
+
+def _run(piece: Any) -> Any:
+    assert _work is not None, "the initializer has run"
+    return _work(piece)

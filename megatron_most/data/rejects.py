@@ -1,0 +1,60 @@
+"""Rows that cannot be used: each is written down with its id and reason, counted, and the run goes on.
+
+A run stops when too many rows are bad, for then the fault is in the path or the options, not in the rows. The rate is
+judged from the hundredth row on, and at the end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Callable, Mapping
+
+from megatron_most.errors import DataError
+
+_JUDGED_FROM = 100
+
+
+class RowError(DataError):
+    """One row of a corpus that cannot be used: `reason` is one of few fixed strings, `detail` says what was found."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason, self.detail = reason, detail
+
+    def __reduce__(self) -> tuple[type, tuple[object, ...]]:  # errors travel between worker processes
+        return type(self), (self.reason, self.detail)
+
+
+class Rejects:
+    """Counts bad rows by reason and passes a JSON line for each to `write`."""
+
+    def __init__(
+        self, write: Callable[[bytes], object], max_rate: float, counts: Mapping[str, int] | None = None
+    ) -> None:
+        if not 0 <= max_rate <= 1:
+            raise DataError(f"max_reject_rate = {max_rate}: not a share of rows; give 0 to 1")
+        self._write, self.max_rate = write, max_rate
+        self.counts: Counter[str] = Counter(counts or {})
+
+    def add(self, id: str, reason: str, detail: str = "") -> None:
+        self.counts[reason] += 1
+        line = json.dumps({"id": id, "reason": reason, "detail": detail}, ensure_ascii=False)
+        self._write(line.encode(errors="backslashreplace") + b"\n")  # a lone surrogate must not stop the report
+
+    @property
+    def total(self) -> int:
+        return self.counts.total()
+
+    def check(self, done: int, at_end: bool = False) -> None:
+        """Raise where more than `max_rate` of the `done` rows, good and bad, were rejected."""
+        if not self.total or (done < _JUDGED_FROM and not at_end):
+            return
+        if self.total > self.max_rate * done:
+            raise DataError(
+                f"{self.total} of {done} rows rejected ({self}), more than the rate of {self.max_rate:g} allows; "
+                "look at rejects.jsonl, or raise --max-reject-rate"
+            )
+
+    def __str__(self) -> str:
+        return ", ".join(f"{count} {reason}" for reason, count in self.counts.most_common()) or "none"

@@ -1,0 +1,259 @@
+"""Documents of every task, from manifest rows and units: `make_documents`, batch by batch.
+
+A row becomes a draft (texts and finished audio ids), then one call of the tokenizer serves all drafts of the batch. A
+document's id is "task/row id". A row that cannot be used becomes a Rejection with a fixed reason; what is wrong with
+the whole run (units of another codec, the wrong tokenizer) raises.
+Training: asr, tts and chats learn the responses only, the others every token. Text is tokenised apart on either side of
+a prompt's end, so that generation, which sees the prompt alone, sees the same ids.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeVar
+
+import numpy as np
+
+from megatron_most.data.document import DocumentRuns, Draft, Ids, Piece, Run, audio_ids, merge_runs
+from megatron_most.data.interleave import SpeechRow, TaskOptions, chains, interleave_segments, interleave_words
+from megatron_most.data.rejects import RowError
+from megatron_most.data.rows import ChatRow, Row, SpeechPart, TextRow, Turn, Utterance
+from megatron_most.data.templates import Content, Templates, fill, join
+from megatron_most.data.tokenizer import TextTokenizer, check_text_ids
+from megatron_most.errors import DataError
+from megatron_most.vocab import AUDIO, TEXT, TokenMap
+
+if TYPE_CHECKING:
+    from megatron_most.speech import UnitSequence
+
+SPEECH_TASKS = ("asr", "tts", "audio-lm", "interleaved")
+TEXT_TASKS = ("text-lm",)
+INSTRUCT_TASKS = ("speech-instruct", "text-instruct")
+TASKS = ("asr", "tts", "text-lm", "audio-lm", "interleaved", "speech-instruct", "text-instruct")
+
+UnitsOf = Callable[[str], "UnitSequence | None"] | Mapping[str, "UnitSequence"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TaskContext:
+    """What rows are turned into documents with."""
+
+    token_map: TokenMap
+    tokenizer: TextTokenizer
+    templates: Templates
+    units_of: UnitsOf = field(default_factory=dict)
+    """Units by utterance id, for the speech parts of chats."""
+    options: TaskOptions = field(default_factory=TaskOptions)
+
+
+@dataclass(frozen=True)
+class Rejection:
+    """A row of which no document came, and why."""
+
+    id: str
+    reason: str
+    detail: str = ""
+
+
+AnyRow = TypeVar("AnyRow")
+Made = tuple[list[DocumentRuns], list[Rejection]]
+
+
+def make_documents(task: str, rows: Sequence[Row | SpeechRow], context: TaskContext) -> Made:
+    """The documents of a batch in the rows' order, and the rows rejected.
+
+    Rows of speech tasks are pairs (Utterance, UnitSequence). Interleaving by segments sees the rows of this batch only:
+    give it whole recordings.
+    """
+    if task not in TASKS:
+        raise DataError(f"task {task!r}: not known; use one of {', '.join(TASKS)}")
+    if task in SPEECH_TASKS:
+        speech = [row for row in rows if isinstance(row, tuple) and isinstance(row[0], Utterance)]
+        _all_fit(task, speech, rows, "utterances with their units")
+        if task == "audio-lm":
+            return _audio_lm(speech, context)
+        return _finish(*_draft_speech(task, speech, context), context)
+    if task in TEXT_TASKS:
+        texts = [row for row in rows if isinstance(row, TextRow)]
+        _all_fit(task, texts, rows, "texts")
+        return _text_lm(texts, context)
+    chats = [row for row in rows if isinstance(row, ChatRow)]
+    _all_fit(task, chats, rows, "chats")
+    return _finish(*_draft_each(chats, lambda row: row.id, lambda row: _chat(task, row, context)), context)
+
+
+def _all_fit(task: str, fitting: Sequence[object], rows: Sequence[object], wanted: str) -> None:
+    if len(fitting) != len(rows):
+        raise DataError(f"task {task}: made of {wanted}; give it a manifest (and a unit set) of that kind")
+
+
+def _draft_each(
+    rows: Sequence[AnyRow], id_of: Callable[[AnyRow], str], draft: Callable[[AnyRow], Draft]
+) -> tuple[list[Draft], list[Rejection]]:
+    drafts, rejections = [], []
+    for row in rows:
+        try:
+            drafts.append(draft(row))
+        except RowError as error:
+            rejections.append(Rejection(id_of(row), error.reason, error.detail))
+    return drafts, rejections
+
+
+def _draft_speech(task: str, rows: Sequence[SpeechRow], context: TaskContext) -> tuple[list[Draft], list[Rejection]]:
+    tokens, options = context.token_map, context.options
+
+    def id_of(row: SpeechRow) -> str:
+        return row[0].id
+
+    if task in ("asr", "tts"):
+        return _draft_each(rows, id_of, lambda row: _asr_or_tts(task, row, context))
+    if options.by == "words":
+        return _draft_each(rows, id_of, lambda row: interleave_words(row, tokens, options))
+    complete: list[SpeechRow] = []
+    rejections = []
+    for row in rows:
+        if (row[0].text or "").strip() and len(row[1].units):
+            complete.append(row)
+        else:
+            rejections.append(Rejection(row[0].id, "no units" if (row[0].text or "").strip() else "missing text"))
+    drafts, more = _draft_each(
+        list(chains(complete, options)),
+        lambda chain: chain[0][0].id,
+        lambda chain: interleave_segments(chain, tokens, options),
+    )
+    return drafts, rejections + more
+
+
+def _asr_or_tts(task: str, row: SpeechRow, context: TaskContext) -> Draft:
+    utterance, units = row
+    text = (utterance.text or "").strip()
+    if not text:
+        raise RowError("missing text")
+    id = f"{task}/{utterance.id}"
+    ask = context.templates.instruction(task, id) + "\n\n"
+    audio = audio_ids(units.units, context.token_map)
+    given: Content = (ask, audio) if task == "asr" else (ask, text)
+    answer: Content = (text,) if task == "asr" else (audio,)
+    begin = fill(context.templates.begin, (), context.token_map, False)
+    return Draft(id, tuple(_exchange(begin, given, answer, context)))
+
+
+def _exchange(before: Sequence[str | Piece], given: Content, answer: Content, context: TaskContext) -> list[Piece]:
+    """A prompt, with what stands before it, and its response; only the response is trained on."""
+    templates, tokens = context.templates, context.token_map
+    prompt = join([*before, *fill(templates.prompt, given, tokens, False)], False)
+    return prompt + join(fill(templates.response, answer, tokens, True), True)
+
+
+def _chat(task: str, row: ChatRow, context: TaskContext) -> Draft:
+    templates, tokens = context.templates, context.token_map
+    before = fill(templates.begin, (), tokens, False)
+    turns = row.turns
+    if turns and turns[0].role == "system":
+        if templates.system is None:
+            raise RowError("no place for a system turn", f"templates {templates.name}")
+        before += fill(templates.system, _content(turns[0], context), tokens, False)
+        turns = turns[1:]
+    for number, turn in enumerate(turns):
+        if turn.role != ("user", "assistant")[number % 2]:
+            raise RowError("roles do not alternate", f"turn {number + 1} is the {turn.role}'s")
+    if not turns or turns[-1].role != "assistant":
+        raise RowError("does not end with the assistant")
+    pieces: list[Piece] = []
+    for user, assistant in zip(turns[::2], turns[1::2], strict=True):
+        pieces += _exchange(before, _content(user, context), _content(assistant, context), context)
+        before = []
+    has_speech = any(not isinstance(part, str) for turn in row.turns for part in turn.parts)
+    if has_speech != (task == "speech-instruct"):
+        raise RowError("speech in a text task" if has_speech else "no speech")
+    return Draft(f"{task}/{row.id}", tuple(pieces))
+
+
+def _content(turn: Turn, context: TaskContext) -> Content:
+    content: list[str | Ids] = []
+    for part in turn.parts:
+        if isinstance(part, str):
+            content.append(part)
+        elif isinstance(part, SpeechPart):
+            units_of = context.units_of
+            found = units_of.get(part.utterance) if isinstance(units_of, Mapping) else units_of(part.utterance)
+            if found is None:
+                raise RowError("no units", f"of utterance {part.utterance!r}")
+            content.append(audio_ids(found.units, context.token_map))
+        else:
+            content.append(audio_ids(part, context.token_map))
+        if turn.role == "system" and not isinstance(part, str):
+            raise RowError("speech in a system turn")
+    if all(isinstance(part, str) and not part.strip() for part in content):
+        raise RowError("missing text", f"in a turn of the {turn.role}")
+    return content
+
+
+def _text_lm(rows: Sequence[TextRow], context: TaskContext) -> Made:
+    bos, eos = (np.array([id], np.int32) for id in (context.token_map.bos_id, context.token_map.eos_id))
+    documents, rejections = [], []
+    for row, ids in zip(rows, _encode([row.text for row in rows], context), strict=True):
+        if isinstance(ids, RowError):
+            rejections.append(Rejection(row.id, ids.reason, ids.detail))
+        elif not len(ids):
+            rejections.append(Rejection(row.id, "missing text"))
+        else:
+            run = Run(np.concatenate((bos, ids, eos)), TEXT, True)
+            documents.append(DocumentRuns(f"text-lm/{row.id}", (run,)))
+    return documents, rejections
+
+
+def _audio_lm(rows: Sequence[SpeechRow], context: TaskContext) -> Made:
+    tokens = context.token_map
+    first, last = (Run(np.array([id], np.int32), TEXT, True) for id in (tokens.bos_id, tokens.eos_id))
+    documents, rejections = [], []
+    for utterance, units in rows:
+        try:
+            run = Run(audio_ids(units.units, tokens), AUDIO, True)
+        except RowError as error:
+            rejections.append(Rejection(utterance.id, error.reason, error.detail))
+        else:
+            documents.append(DocumentRuns(f"audio-lm/{utterance.id}", (first, run, last)))
+    return documents, rejections
+
+
+def _finish(drafts: Sequence[Draft], rejections: list[Rejection], context: TaskContext) -> Made:
+    """Tokenise the texts of all drafts at once, each distinct text once."""
+    contents = (piece.content for draft in drafts for piece in draft.pieces)
+    texts = list(dict.fromkeys(content for content in contents if isinstance(content, str)))
+    ids = dict(zip(texts, _encode(texts, context), strict=True))
+    documents = []
+    for draft in drafts:
+        runs = []
+        for piece in draft.pieces:
+            found = ids[piece.content] if isinstance(piece.content, str) else piece.content
+            if isinstance(found, RowError):
+                row = draft.id.split("/", 1)[1]
+                rejections.append(Rejection(row, found.reason, found.detail))
+                break
+            runs.append(Run(found, piece.tag, piece.is_trained))
+        else:
+            documents.append(DocumentRuns(draft.id, merge_runs(runs)))
+    return documents, rejections
+
+
+def _encode(texts: Sequence[str], context: TaskContext) -> list[Ids | RowError]:
+    """The ids of each text, or why it has none. A batch with a bad text is done again one by one."""
+    try:
+        return list(_checked(texts, context))
+    except RowError:
+        found: list[Ids | RowError] = []
+        for text in texts:
+            try:
+                found += _checked([text], context)
+            except RowError as error:
+                found.append(error)
+        return found
+
+
+def _checked(texts: Sequence[str], context: TaskContext) -> list[Ids]:
+    ids = context.tokenizer.encode_batch(texts) if texts else []
+    if ids:
+        check_text_ids(np.concatenate(ids), context.token_map)
+    return ids

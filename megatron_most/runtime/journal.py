@@ -1,0 +1,175 @@
+"""Append-only files that continue after a kill, byte for byte as if nothing had happened.
+
+A job writes into `<out>.part` and commits now and then: the data files reach the disk, then one line of the journal
+with their sizes and the job's own progress. Opened again, files are cut back to the last whole line. `seal` renames the
+folder to `<out>`: it is there whole or not at all. Names with a leading dot are scaffolding and go once the folder has
+its name. The job's description stays with it, so that work under other settings is never continued, and work that is
+done is not done twice.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from megatron_most.errors import DataError
+from megatron_most.runtime.claim import Claim, claim
+from megatron_most.runtime.files import sync_folder, write_atomically
+
+JOB, LINES = "job.json", ".journal.jsonl"
+
+
+class Journal:
+    """Files of one job, open for appending; made by `open_journal`."""
+
+    def __init__(self, out: Path, part: Path, files: Mapping[str, BinaryIO], lines: BinaryIO, own: Claim) -> None:
+        self.out, self.part = out, part
+        self._files, self._lines, self._claim = files, lines, own
+        self.progress: dict[str, Any] | None = None
+        """What was given to the last commit; None before the first."""
+
+    def write(self, name: str, data: bytes) -> None:
+        with _disk(self.part):
+            self._files[name].write(data)
+
+    def commit(self, progress: dict[str, Any]) -> None:
+        """Bring all that was written to the disk, and then the fact."""
+        self._claim.check()
+        with _disk(self.part):
+            for file in self._files.values():
+                file.flush()
+                os.fdatasync(file.fileno())
+            sizes = {name: file.tell() for name, file in self._files.items()}
+            line = json.dumps({"sizes": sizes, "progress": progress}, separators=(",", ":"))
+            self._lines.write(line.encode() + b"\n")
+            self._lines.flush()
+            os.fdatasync(self._lines.fileno())
+        self.progress = progress
+
+    def path(self, name: str) -> Path:
+        """Where a file lies while the job runs."""
+        return self.part / name
+
+    def seal(self, finish: Callable[[Path], None]) -> None:
+        """`finish(part)` adds what is made from the committed files (perhaps again, after a kill); then the folder gets
+        its name.
+        """
+        with _disk(self.part):
+            for file in self._files.values():
+                file.flush()
+            finish(self.part)
+            self._claim.check()
+            for file in (*self._files.values(), self._lines):
+                file.close()
+            sync_folder(self.part)
+            self.part.rename(self.out)
+            sync_folder(self.out.parent)
+            _clear_scaffolding(self.out)
+
+
+def is_done(out: Path | str, job: Mapping[str, Any]) -> bool:
+    """Whether `out` is there, made by the same job. DataError where it was made by another."""
+    out = Path(out)
+    if not out.exists():
+        return False
+    _same_job(out, job, "choose another folder or remove it")
+    _clear_scaffolding(out)
+    return True
+
+
+@contextlib.contextmanager
+def open_journal(out: Path | str, job: Mapping[str, Any], files: Sequence[str]) -> Iterator[Journal]:
+    """Start a job, or go on where it stopped. One process at a time; others are refused."""
+    out = Path(out)
+    part = out.with_name(f"{out.name}.part")
+    with contextlib.ExitStack() as stack:
+        with _disk(part):
+            part.mkdir(parents=True, exist_ok=True)
+            own = stack.enter_context(claim(part))
+            if not (part / JOB).exists():
+                write_atomically(part / JOB, json.dumps(job, indent=1, sort_keys=True) + "\n")
+            _same_job(part, job, "remove that folder to start anew")
+            last = _last_line(part / LINES)
+            sizes = last["sizes"] if last else dict.fromkeys(files, 0)
+            if set(sizes) != set(files):
+                raise DataError(f"{part / LINES}: for other files ({', '.join(sizes)}); remove the folder {part}")
+            opened = {name: stack.enter_context(_open_at(part / name, sizes[name])) for name in files}
+            lines = stack.enter_context(open(part / LINES, "ab"))
+        journal = Journal(out, part, opened, lines, own)
+        journal.progress = last["progress"] if last else None
+        try:
+            yield journal
+        finally:
+            with contextlib.suppress(OSError):  # what was not committed does not count: a full disk may refuse it
+                for file in opened.values():
+                    file.close()
+
+
+def _clear_scaffolding(folder: Path) -> None:
+    for entry in list(os.scandir(folder)):
+        if entry.name.startswith("."):
+            Path(entry.path).unlink(missing_ok=True)
+
+
+def _open_at(path: Path, size: int) -> BinaryIO:
+    """For appending after the first `size` bytes; what lies beyond was never committed."""
+    file = open(path, "ab")
+    found = file.tell()
+    if found < size:
+        file.close()
+        raise DataError(
+            f"{path}: {found} bytes, but {size} were written; it was damaged: remove the folder {path.parent}"
+        )
+    file.truncate(size)
+    file.seek(size)
+    return file
+
+
+def _last_line(path: Path) -> dict[str, Any] | None:
+    """The last whole line; a torn one behind it is cut off."""
+    if not path.exists():
+        return None
+    data = path.read_bytes()
+    whole = data[: data.rfind(b"\n") + 1]
+    if len(whole) < len(data):
+        os.truncate(path, len(whole))
+    if not whole:
+        return None
+    try:
+        return json.loads(whole.splitlines()[-1])
+    except ValueError as error:
+        raise DataError(f"{path}: damaged ({error}); remove the folder {path.parent} to start anew") from error
+
+
+def _same_job(folder: Path, job: Mapping[str, Any], remedy: str) -> None:
+    path = folder / JOB
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: not the folder of such a job ({error}); {remedy}") from error
+    wanted = json.loads(json.dumps(job))  # as a file gives it back: tuples are lists there
+    for key in sorted({*found, *wanted}):
+        if found.get(key) != wanted.get(key):
+            raise DataError(
+                f"{folder}: begun with {key} = {_short(found.get(key))}, now {_short(wanted.get(key))}; {remedy}"
+            )
+
+
+def _short(value: Any) -> str:
+    text = json.dumps(value, ensure_ascii=False)
+    return text if len(text) < 80 else text[:77] + "..."
+
+
+@contextlib.contextmanager
+def _disk(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        what = error.strerror or str(error)
+        raise DataError(
+            f"{folder}: cannot be written: {what}; make room, then run the same command again: it goes on from there"
+        ) from error
