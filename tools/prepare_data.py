@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_most.data.commands import run_prepare_data
+from megatron_most.data import run_prepare_data
 from megatron_most.runtime import run_command
 
 if __name__ == "__main__":

@@ -39,9 +39,9 @@ def main() -> None:
     write_atomically(out / "prompts.jsonl", "".join(prompts()))
     made, units = out / "manifest", str(args.num_units)
     about = ["--split", "train", "--licence", "CC-BY-SA-3.0", "--source", "Debian asterisk-core-sounds-en"]
-    listed = ["--files", out / "prompts.jsonl", "--audio-root", SOUNDS, "--name", "asterisk", "--language", "en", *about]
+    listed = ["--name", "asterisk", "--files", out / "prompts.jsonl", "--audio-root", SOUNDS, "--language", "en"]
     if not made.exists():
-        step("manifest", "jsonl", *listed, "--out", made)
+        step("manifest", "jsonl", *listed, *about, "--out", made)
     if not (out / "codec").exists():
         step("fit-codec", "--manifests", made, "--num-units", units, "--out", out / "codec")
     if not (out / "tokenizer").exists():

@@ -1,7 +1,44 @@
-"""From corpora to PackedBatch. No process groups here: rank and size come in as numbers."""
+"""From corpora to PackedBatch. No process groups here: rank and size come in as numbers.
 
-from megatron_most.data.batch import Document, PackedBatch, pack_rows
-from megatron_most.data.check import check_batch
-from megatron_most.data.synthetic import Kind, synthetic_batch, synthetic_document
+Offline, files in and files out: corpora/ and manifest.py (checked rows), extract.py and unit_set.py (speech to units),
+tasks.py and build.py (documents, indexed), verify.py, stats.py; commands.py puts them on a command line. For training:
+blend.py and packing.py decide what comes when, reader.py reads it, batch.py is what the model takes.
+Names are loaded when they are first asked for: the offline half needs no torch, whose import takes seconds.
+"""
 
-__all__ = ["Document", "Kind", "PackedBatch", "check_batch", "pack_rows", "synthetic_batch", "synthetic_document"]
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from megatron_most.data.batch import Document, PackedBatch, pack_rows
+    from megatron_most.data.blend import Blend, DocumentSource, TaskSpec, open_task
+    from megatron_most.data.check import check_batch
+    from megatron_most.data.commands import run_prepare_data
+    from megatron_most.data.packing import PackedRow
+    from megatron_most.data.reader import Position, Reader, ReaderState, Step, Steps
+    from megatron_most.data.synthetic import Kind, synthetic_batch, synthetic_document
+
+_HOMES = {
+    "batch": ("Document", "PackedBatch", "pack_rows"),
+    "blend": ("Blend", "DocumentSource", "TaskSpec", "open_task"),
+    "check": ("check_batch",),
+    "commands": ("run_prepare_data",),
+    "packing": ("PackedRow",),
+    "reader": ("Position", "Reader", "ReaderState", "Step", "Steps"),
+    "synthetic": ("Kind", "synthetic_batch", "synthetic_document"),
+}
+
+__all__ = [
+    "Blend", "Document", "DocumentSource", "Kind", "PackedBatch", "PackedRow", "Position", "Reader", "ReaderState",
+    "Step", "Steps", "TaskSpec", "check_batch", "open_task", "pack_rows", "run_prepare_data", "synthetic_batch",
+    "synthetic_document",
+]  # fmt: skip
+
+
+def __getattr__(name: str) -> Any:
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"megatron_most.data.{home}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -16,11 +16,10 @@ from typing import Any, Literal
 
 from megatron_most.data.build_worker import Built, Chunk, Worker
 from megatron_most.data.card import write_card
-from megatron_most.data.dataset import DatasetInfo, Source, dtype_for
+from megatron_most.data.dataset import DatasetInfo, Source, dtype_for, find_repeated
 from megatron_most.data.indexed import write_index
 from megatron_most.data.manifest import Manifest, parse_row
 from megatron_most.data.overlap import EvaluationSet
-from megatron_most.data.parallel import in_order
 from megatron_most.data.rejects import Rejects
 from megatron_most.data.rows import Utterance
 from megatron_most.data.shards import Shard, shard_folder, shard_rows
@@ -29,7 +28,7 @@ from megatron_most.data.templates import Templates
 from megatron_most.data.tokenizer import TextTokenizer
 from megatron_most.data.unit_set import UnitSet
 from megatron_most.errors import DataError
-from megatron_most.runtime import Meter, is_done, open_journal, sha256_file, write_atomically
+from megatron_most.runtime import Meter, in_order, is_done, open_journal, sha256_file, write_atomically
 from megatron_most.vocab import TAG_NAMES, TokenMap
 
 CHUNK_ROWS, MOST_ROWS = 512, 8192
@@ -230,7 +229,14 @@ def _recording(line: bytes) -> str:
 
 def _finish(part: Path, inputs: BuildInputs, options: BuildOptions, shard: Shard, done: _Progress) -> None:
     dtype = dtype_for(inputs.tokens)
-    write_index(part / "tokens.idx", *(part / name for name in _RAW), dtype)
+    repeated, examples = find_repeated([part / IDS])
+    if repeated:
+        raise DataError(
+            f"{part}: {repeated} document ids come from more than one row, the first {examples[0]!r}: manifests of one "
+            "corpus overlap; give each row once"
+        )
+    lengths, modes, counts = (part / name for name in _RAW)
+    write_index(part / "tokens.idx", lengths, modes, counts, dtype)
     info = DatasetInfo(
         task=options.task,
         tokens=inputs.tokens,

@@ -78,10 +78,10 @@ class Worker:
                 sequence = None
                 if units is not None and (sequence := units.find(number)) is None:
                     raise RowError("no units", "the utterance was rejected when units were extracted")
-                for name in self._overlaps(row, overlaps):
-                    counts[name] += 1
-                    if self._options.refuse_overlap:
-                        raise RowError(f"overlaps {name}")
+                names = self._overlaps(row, overlaps)
+                counts.update(names)
+                if names and self._options.refuse_overlap:
+                    raise RowError(f"overlaps {names[0]}")
             except RowError as error:
                 bad.append((_id(line, number), error.reason, error.detail))
                 continue

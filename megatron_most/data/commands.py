@@ -11,12 +11,12 @@ import operator
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
 from megatron_most.data.build import BuildInputs, BuildOptions, build
-from megatron_most.data.corpora import CORPORA, write_manifest
+from megatron_most.data.corpora import CORPORA, Corpus, write_manifest
 from megatron_most.data.extract import ExtractOptions, extract_units
 from megatron_most.data.fit import fit_codec
 from megatron_most.data.manifest import Manifest, open_manifest
@@ -32,7 +32,7 @@ from megatron_most.data.verify import verify
 from megatron_most.errors import DataError
 from megatron_most.runtime import get_logger
 from megatron_most.speech import HubertFeatures, load_codec
-from megatron_most.vocab import TokenMap, deepseek_token_map, llama_token_map
+from megatron_most.vocab import TokenMap
 
 say = get_logger(__name__).info
 
@@ -43,7 +43,10 @@ def _one_of(choices: Mapping[str, type]) -> Any:
     return functools.reduce(operator.or_, named)
 
 
-_CORPUS = Annotated[_one_of(CORPORA), tyro.conf.arg(name="")]
+if TYPE_CHECKING:
+    _AnyCorpus = Corpus
+else:
+    _AnyCorpus = Annotated[_one_of(CORPORA), tyro.conf.arg(name="")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,13 +169,13 @@ class Build:
     def run(self) -> None:
         if (self.part == "all") != (self.hold_out == 0):
             raise DataError(
-                f"--part {self.part} with --hold-out {self.hold_out:g}: give a share with train and valid, none otherwise"
+                f"--part {self.part} with --hold-out {self.hold_out:g}: train and valid need a share, all has none"
             )
         tokenizer = load_tokenizer(self.tokenizer)
         inputs = BuildInputs(
             manifests=tuple(open_manifest(folder) for folder in self.manifests),
             units=tuple(open_units(path) for path in self.units),
-            tokens=_token_map(self.tokens, self.num_units),
+            tokens=_token_map(self.tokens, self.tokenizer, self.num_units),
             tokenizer=tokenizer,
             templates=load_templates(self.templates),
             evaluation=tuple(load_evaluation_set(name, path) for name, path in self.evaluation.items()),
@@ -252,10 +255,13 @@ class Stats:
         raise NotImplementedError
 
 
-def _token_map(name: str, num_units: int) -> TokenMap:
+def _token_map(name: str, tokenizer: Path, num_units: int) -> TokenMap:
+    """A backbone's map, once the tokenizer is seen to be that backbone's; or a file."""
     if name == "deepseek":
-        return deepseek_token_map(num_units)
-    return llama_token_map(num_units) if name == "llama" else TokenMap.load(name)
+        return token_map_for(tokenizer, "deepseek", num_units)
+    if name == "llama":
+        return token_map_for(tokenizer, "llama", num_units)
+    return TokenMap.load(name)
 
 
 def _texts(manifest: Manifest) -> Iterator[str]:
@@ -272,7 +278,7 @@ def _texts(manifest: Manifest) -> Iterator[str]:
 class MakeManifest:
     """Read a corpus as downloaded into checked rows; which corpus is the next word."""
 
-    corpus: _CORPUS
+    corpus: _AnyCorpus
 
     def run(self) -> None:
         header = write_manifest(self.corpus)

@@ -95,6 +95,8 @@ class Draft:
     """A document before its texts are tokenised, so that one call of the tokenizer serves many documents."""
 
     id: str
+    rows: tuple[str, ...]
+    """Ids of the manifest rows it is made of."""
     pieces: tuple[Piece, ...]
 
 

@@ -76,7 +76,7 @@ class HFTokenizer:
         if unknown is None and (name := parsed["model"].get("unk_token")) is not None:
             unknown = self._tokenizer.token_to_id(name)
         # by their strings: the library gives some files' added tokens other ids than the file does
-        special = (self._tokenizer.token_to_id(token["content"]) for token in added if token["special"])
+        special = [self._tokenizer.token_to_id(token["content"]) for token in added if token["special"]]
         self._refused = _Refused(size, special, unknown)
         words = WordTokenizer(self._encode) if words_are_independent(parsed) else None
         self._encode_batch = words.encode_batch if words else self._encode
@@ -143,9 +143,9 @@ class SentencePieceTokenizer:
 class _Refused:
     """Ids that text must not give: special tokens and the unknown token."""
 
-    def __init__(self, size: int, special: Iterator[int] | Sequence[int], unknown: int | None) -> None:
+    def __init__(self, size: int, special: Sequence[int | None], unknown: int | None) -> None:
         self._table: NDArray[np.bool_] = np.zeros(size, bool)
-        self._table[list(special)] = True
+        self._table[[id for id in special if id is not None]] = True
         self._unknown = unknown
         if unknown is not None:
             self._table[unknown] = True

@@ -322,9 +322,15 @@ class IndexedDocuments:
             ids = ids.astype(_INT32)
         if last - first == 1 and len(ids) <= _SAME:  # most texts
             mode = self._mode_at[first]
-            return self._document(ids, _SAME_TAG[mode & 0x7F][: len(ids)], _SAME_TRAINED[mode < 0][: len(ids)])
-        modes = self._modes[first:last].repeat(self._lengths[first:last])
-        return self._document(ids, tag_of_mode(modes), is_trained_mode(modes))
+            tags, is_trained = _SAME_TAG[mode & 0x7F][: len(ids)], _SAME_TRAINED[mode < 0][: len(ids)]
+        else:
+            modes = self._modes[first:last].repeat(self._lengths[first:last])
+            tags, is_trained = tag_of_mode(modes), is_trained_mode(modes)
+        # The __init__ of a frozen dataclass takes as long as all of the above.
+        document = object.__new__(self._document)
+        values = document.__dict__
+        values["ids"], values["tags"], values["is_trained"] = ids, tags, is_trained
+        return document
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:

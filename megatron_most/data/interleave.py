@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_most.data.document import Draft, Ids, Piece, audio_ids
 from megatron_most.data.rejects import RowError
@@ -110,7 +109,7 @@ def interleave_words(row: SpeechRow, tokens: TokenMap, options: TaskOptions) -> 
             raise RowError("no units", f"between words {span.first + 1} and {span.last}")
         else:
             parts.append(audio_ids(units.units[first:last], tokens))
-    return _draft(utterance.id, parts, tokens, options)
+    return _draft((utterance.id,), parts, tokens, options)
 
 
 def checked_words(utterance: Utterance, units: UnitSequence) -> tuple[Word, ...]:
@@ -136,8 +135,7 @@ def unit_cuts(words: Sequence[Word], spans: Sequence[Span], units: UnitSequence)
         (words[span.first - 1].start + words[span.first - 1].duration + words[span.first].start) / 2
         for span in spans[1:]
     ]
-    ends: NDArray[np.float64] = np.cumsum(units.durations, dtype=np.int64) * units.frame_s
-    middles = ends - units.durations * (units.frame_s / 2)
+    middles = (np.cumsum(units.durations, dtype=np.int64) - units.durations / 2) * units.frame_s
     inner: list[int] = np.searchsorted(middles, np.maximum.accumulate(borders)).tolist() if borders else []
     return [0, *inner, len(units.units)]
 
@@ -184,10 +182,10 @@ def interleave_segments(chain: Sequence[SpeechRow], tokens: TokenMap, options: T
             parts.append(audio_ids(np.concatenate([units.units for _, units in rows]), tokens))
         else:
             parts.append(" ".join((utterance.text or "").strip() for utterance, _ in rows))
-    return _draft(id, parts, tokens, options)
+    return _draft(tuple(utterance.id for utterance, _ in chain), parts, tokens, options)
 
 
-def _draft(id: str, parts: Sequence[str | Ids], tokens: TokenMap, options: TaskOptions) -> Draft:
+def _draft(rows: tuple[str, ...], parts: Sequence[str | Ids], tokens: TokenMap, options: TaskOptions) -> Draft:
     """BOS, the spans, EOS; everything is trained on."""
     if len(parts) < 2 and options.leftovers == "reject":
         raise RowError("one modality only", "too short for two spans")
@@ -198,4 +196,4 @@ def _draft(id: str, parts: Sequence[str | Ids], tokens: TokenMap, options: TaskO
         else:
             pieces.append(Piece(part, AUDIO, True))
     pieces.append(Piece(np.array([tokens.eos_id], np.int32), TEXT, True))
-    return Draft(f"interleaved/{id}", tuple(pieces))
+    return Draft(f"interleaved/{rows[0]}", rows, tuple(pieces))

@@ -24,6 +24,7 @@ from megatron_most.errors import DataError
 from megatron_most.runtime import sync_folder, write_atomically
 
 _CHECK_EVERY = 1000  # rows between two looks at the reject rate
+_encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
 _FAST = 4  # gzip level: half the time of the default, 7 % larger on cuts
 
 
@@ -111,9 +112,11 @@ class ManifestWriter:
         if not self._ids.execute("INSERT OR IGNORE INTO ids VALUES (?)", (key,)).rowcount:
             self.reject(id, "duplicate id")
             return
-        line = json.dumps(row, ensure_ascii=False, separators=(",", ":")).encode()
-        with _disk(self._part):
-            self._rows_file.write(line + b"\n")
+        line = _encode(row)
+        try:
+            self._rows_file.write(line.encode() + b"\n")
+        except OSError as error:  # not by _disk: this is the hot path
+            raise _unwritable(self._part, error) from error
         self.rows += 1
         self._seconds += seconds
         self._judge()
@@ -186,6 +189,8 @@ def _disk(folder: Path) -> Any:
     try:
         yield
     except OSError as error:
-        raise DataError(
-            f"{folder}: cannot be written: {error.strerror or error}; free space or choose another"
-        ) from error
+        raise _unwritable(folder, error) from error
+
+
+def _unwritable(folder: Path, error: OSError) -> DataError:
+    return DataError(f"{folder}: cannot be written: {error.strerror or error}; free space or choose another")

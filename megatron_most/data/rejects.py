@@ -1,7 +1,7 @@
 """Rows that cannot be used: each is written down with its id and reason, counted, and the run goes on.
 
 A run stops when too many rows are bad, for then the fault is in the path or the options, not in the rows. The rate is
-judged from the hundredth row on, and at the end.
+judged from the hundredth row on, and at the end. Rows left out by choice are listed too, but are no fault.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping
 from megatron_most.errors import DataError
 
 _JUDGED_FROM = 100
+_BY_CHOICE = ("speaker in an evaluation split", "one modality only", "overlaps ")
 
 
 class RowError(DataError):
@@ -48,11 +49,12 @@ class Rejects:
 
     def check(self, done: int, at_end: bool = False) -> None:
         """Raise where more than `max_rate` of the `done` rows, good and bad, were rejected."""
-        if not self.total or (done < _JUDGED_FROM and not at_end):
+        bad = sum(count for reason, count in self.counts.items() if not reason.startswith(_BY_CHOICE))
+        if not bad or (done < _JUDGED_FROM and not at_end):
             return
-        if self.total > self.max_rate * done:
+        if bad > self.max_rate * done:
             raise DataError(
-                f"{self.total} of {done} rows rejected ({self}), more than the rate of {self.max_rate:g} allows; "
+                f"{bad} of {done} rows rejected ({self}), more than the rate of {self.max_rate:g} allows; "
                 "look at rejects.jsonl, or raise --max-reject-rate"
             )
 

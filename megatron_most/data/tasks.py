@@ -80,7 +80,7 @@ def make_documents(task: str, rows: Sequence[Row | SpeechRow], context: TaskCont
         return _text_lm(texts, context)
     chats = [row for row in rows if isinstance(row, ChatRow)]
     _all_fit(task, chats, rows, "chats")
-    return _finish(*_draft_each(chats, lambda row: row.id, lambda row: _chat(task, row, context)), context)
+    return _finish(*_draft_each(chats, lambda row: (row.id,), lambda row: _chat(task, row, context)), context)
 
 
 def _all_fit(task: str, fitting: Sequence[object], rows: Sequence[object], wanted: str) -> None:
@@ -89,27 +89,31 @@ def _all_fit(task: str, fitting: Sequence[object], rows: Sequence[object], wante
 
 
 def _draft_each(
-    rows: Sequence[AnyRow], id_of: Callable[[AnyRow], str], draft: Callable[[AnyRow], Draft]
+    rows: Sequence[AnyRow], ids_of: Callable[[AnyRow], tuple[str, ...]], draft: Callable[[AnyRow], Draft]
 ) -> tuple[list[Draft], list[Rejection]]:
     drafts, rejections = [], []
     for row in rows:
         try:
             drafts.append(draft(row))
         except RowError as error:
-            rejections.append(Rejection(id_of(row), error.reason, error.detail))
+            rejections += _rejected(ids_of(row), error)
     return drafts, rejections
+
+
+def _rejected(ids: Sequence[str], error: RowError) -> list[Rejection]:
+    return [Rejection(id, error.reason, error.detail) for id in ids]
 
 
 def _draft_speech(task: str, rows: Sequence[SpeechRow], context: TaskContext) -> tuple[list[Draft], list[Rejection]]:
     tokens, options = context.token_map, context.options
 
-    def id_of(row: SpeechRow) -> str:
-        return row[0].id
+    def ids_of(row: SpeechRow) -> tuple[str, ...]:
+        return (row[0].id,)
 
     if task in ("asr", "tts"):
-        return _draft_each(rows, id_of, lambda row: _asr_or_tts(task, row, context))
+        return _draft_each(rows, ids_of, lambda row: _asr_or_tts(task, row, context))
     if options.by == "words":
-        return _draft_each(rows, id_of, lambda row: interleave_words(row, tokens, options))
+        return _draft_each(rows, ids_of, lambda row: interleave_words(row, tokens, options))
     complete: list[SpeechRow] = []
     rejections = []
     for row in rows:
@@ -119,7 +123,7 @@ def _draft_speech(task: str, rows: Sequence[SpeechRow], context: TaskContext) ->
             rejections.append(Rejection(row[0].id, "no units" if (row[0].text or "").strip() else "missing text"))
     drafts, more = _draft_each(
         list(chains(complete, options)),
-        lambda chain: chain[0][0].id,
+        lambda chain: tuple(utterance.id for utterance, _ in chain),
         lambda chain: interleave_segments(chain, tokens, options),
     )
     return drafts, rejections + more
@@ -136,7 +140,7 @@ def _asr_or_tts(task: str, row: SpeechRow, context: TaskContext) -> Draft:
     given: Content = (ask, audio) if task == "asr" else (ask, text)
     answer: Content = (text,) if task == "asr" else (audio,)
     begin = fill(context.templates.begin, (), context.token_map, False)
-    return Draft(id, tuple(_exchange(begin, given, answer, context)))
+    return Draft(id, (utterance.id,), tuple(_exchange(begin, given, answer, context)))
 
 
 def _exchange(before: Sequence[str | Piece], given: Content, answer: Content, context: TaskContext) -> list[Piece]:
@@ -167,7 +171,7 @@ def _chat(task: str, row: ChatRow, context: TaskContext) -> Draft:
     has_speech = any(not isinstance(part, str) for turn in row.turns for part in turn.parts)
     if has_speech != (task == "speech-instruct"):
         raise RowError("speech in a text task" if has_speech else "no speech")
-    return Draft(f"{task}/{row.id}", tuple(pieces))
+    return Draft(f"{task}/{row.id}", (row.id,), tuple(pieces))
 
 
 def _content(turn: Turn, context: TaskContext) -> Content:
@@ -195,7 +199,7 @@ def _text_lm(rows: Sequence[TextRow], context: TaskContext) -> Made:
     documents, rejections = [], []
     for row, ids in zip(rows, _encode([row.text for row in rows], context), strict=True):
         if isinstance(ids, RowError):
-            rejections.append(Rejection(row.id, ids.reason, ids.detail))
+            rejections += _rejected((row.id,), ids)
         elif not len(ids):
             rejections.append(Rejection(row.id, "missing text"))
         else:
@@ -212,7 +216,7 @@ def _audio_lm(rows: Sequence[SpeechRow], context: TaskContext) -> Made:
         try:
             run = Run(audio_ids(units.units, tokens), AUDIO, True)
         except RowError as error:
-            rejections.append(Rejection(utterance.id, error.reason, error.detail))
+            rejections += _rejected((utterance.id,), error)
         else:
             documents.append(DocumentRuns(f"audio-lm/{utterance.id}", (first, run, last)))
     return documents, rejections
@@ -229,8 +233,7 @@ def _finish(drafts: Sequence[Draft], rejections: list[Rejection], context: TaskC
         for piece in draft.pieces:
             found = ids[piece.content] if isinstance(piece.content, str) else piece.content
             if isinstance(found, RowError):
-                row = draft.id.split("/", 1)[1]
-                rejections.append(Rejection(row, found.reason, found.detail))
+                rejections += _rejected(draft.rows, found)
                 break
             runs.append(Run(found, piece.tag, piece.is_trained))
         else:

@@ -21,7 +21,7 @@ import numpy as np
 from megatron_most.data.document import Ids
 
 MAX_WORDS = 1 << 18  # about 60 MB
-MAX_LETTERS = 40  # longer words hardly come twice
+MAX_LETTERS = 40
 
 # What `_fingerprint` makes of pre-tokenizers whose every expression was read: each piece is at most one space (or, in
 # Llama's, one sign) and then characters other than the space, or blanks only; no ^, no look-behind; a look-ahead or $
@@ -89,6 +89,6 @@ class WordTokenizer:
         ]
         is_full = len(kept) > self._max_words
         for word in new:
-            if is_full or len(word) > MAX_LETTERS:
+            if is_full or len(word) > MAX_LETTERS or "\n" in word:  # the latter two hardly come again
                 del kept[word]
         return documents

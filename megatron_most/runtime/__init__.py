@@ -1,8 +1,8 @@
 """Everything about processes, machines and files that knows nothing of MoST.
 
 Which rank this is (launch.py), what it computes on (device.py), how ranks meet, agree and end together (ranks.py,
-watch.py), lines, bars and files (log.py, progress.py, files.py), one writer a folder (claim.py) and jobs that continue
-after a kill (journal.py). Importing this does not import torch.
+watch.py), lines, bars and files (log.py, progress.py, files.py), one writer a folder (claim.py), jobs that continue
+after a kill (journal.py), and work over several processes (workers.py). Importing this does not import torch.
 """
 
 from megatron_most.runtime.claim import Claim, claim
@@ -23,6 +23,7 @@ from megatron_most.runtime.launch import Launch, expand_nodelist, find_launch
 from megatron_most.runtime.log import get_logger, get_rank, quiet_upstream, redact, set_rank
 from megatron_most.runtime.progress import Meter, progress
 from megatron_most.runtime.ranks import Ranks, agree, process_group
+from megatron_most.runtime.workers import in_order
 
 __all__ = [
     "CPU_BACKEND",
@@ -43,6 +44,7 @@ __all__ = [
     "find_launch",
     "get_logger",
     "get_rank",
+    "in_order",
     "is_done",
     "num_devices",
     "open_journal",

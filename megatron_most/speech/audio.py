@@ -116,7 +116,8 @@ def read_span(
             raise AudioError("truncated audio", f"{path}: {missing}")
     if channel is not None and not 0 <= channel < samples.shape[1]:
         raise AudioError("no such channel", f"{path}: channel {channel}; it has {samples.shape[1]}, counted from 0")
-    wave = samples.mean(axis=1) if channel is None else samples[:, channel]
+    with np.errstate(over="ignore", invalid="ignore"):  # of infinite samples; said below, in words
+        wave = samples.mean(axis=1) if channel is None else samples[:, channel]
     if not np.isfinite(wave).all():
         raise AudioError("not a number", f"{path}: {np.count_nonzero(~np.isfinite(wave))} samples are NaN or infinite")
     return _resampled(np.ascontiguousarray(wave), rate, sample_rate)
@@ -170,10 +171,11 @@ def _open_file(path: Path) -> Iterator[tuple[BinaryIO, str]]:
         raise AudioError("permission denied", str(path)) from error
     except (OSError, ValueError) as error:  # too long a name, a loop of links, a zero byte
         raise AudioError("missing file", f"{path}: {error}") from error
+    status = os.fstat(descriptor)
+    if not stat.S_ISREG(status.st_mode):
+        os.close(descriptor)
+        raise AudioError("not a file", f"{path}: a folder, a pipe or a device")
     with os.fdopen(descriptor, "rb", buffering=0) as file:
-        status = os.fstat(descriptor)
-        if not stat.S_ISREG(status.st_mode):
-            raise AudioError("not a file", f"{path}: a folder, a pipe or a device")
         if status.st_size == 0:
             raise AudioError("empty file", f"{path}: it has 0 bytes")
         try:

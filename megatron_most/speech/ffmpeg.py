@@ -42,6 +42,8 @@ class FfmpegFile:
             if not self._container.streams.audio:
                 raise DecodeError("it has no sound stream")
             self._stream = stream = self._container.streams.audio[0]
+            if stream.codec_context is None:
+                raise DecodeError("its codec is unknown")
             self.sample_rate, self.channels = int(stream.rate or 0), int(stream.channels or 0)
             if not self.sample_rate or not self.channels:
                 raise DecodeError("its sample rate or channels cannot be found")

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 FEATURES_VERSION = 1
 NOISE = 2e-5
 """Most by which a batch may move a frame in fp32, relative to its norm; measured: see tests/speech/test_hubert.py."""
-_BATCH_S = {"cpu": 40.0, "gpu": 640.0}  # seconds of a batch, padding included
+_BATCH_S = {"cpu": 16.0, "gpu": 640.0}  # seconds of a batch, padding included
 # What of a model's config decides its features.
 _DECIDING = (
     "conv_dim", "conv_kernel", "conv_stride", "conv_bias", "feat_extract_norm", "feat_extract_activation",

@@ -162,12 +162,14 @@ def _reseed(
     sq_distances: np.ndarray,
     rng: np.random.Generator,
 ) -> int:
-    """Put dead centroids on rows drawn by their squared distance from their own; how many were put."""
-    far = sq_distances.sum()
-    if not len(dead) or far <= 0:
-        return 0
-    num = min(len(dead), int(np.count_nonzero(sq_distances)))
-    rows = rng.choice(len(rows_ND), size=num, replace=False, p=sq_distances / far)
-    centers[dead[:num]] = rows_ND[rows]
-    counts[dead[:num]] = 1.0
-    return num
+    """Put dead centroids on rows drawn, as in k-means++, by their squared distance from the nearest; how many."""
+    sq_distances = sq_distances.copy()
+    for done, centroid in enumerate(dead):
+        edges = np.cumsum(sq_distances)
+        if not edges[-1] > 0:
+            return done
+        row = min(int(np.searchsorted(edges, rng.random() * edges[-1], side="right")), len(rows_ND) - 1)
+        centers[centroid], counts[centroid] = rows_ND[row], 1.0
+        apart = rows_ND - rows_ND[row]
+        sq_distances = np.minimum(sq_distances, np.einsum("nd,nd->n", apart, apart, dtype=np.float64))
+    return len(dead)

@@ -100,7 +100,8 @@ class Quantiser:
         return 2 * error + 2 * noise * norms_N * largest
 
     def _assign_chunk(self, x_ND: np.ndarray, noise: float, units_N: np.ndarray, is_firm_N: np.ndarray) -> None:
-        scores_NK = x_ND @ self.weight_KD.T + self.bias_K.astype(np.float32)
+        with np.errstate(over="ignore", invalid="ignore"):  # said below, in words
+            scores_NK = x_ND @ self.weight_KD.T + self.bias_K.astype(np.float32)
         if not np.isfinite(scores_NK).all():
             raise DataError("features hold NaN or infinite numbers, or are too large for fp32")
         norms_N = np.sqrt(np.einsum("nd,nd->n", x_ND, x_ND, dtype=np.float64))

@@ -54,3 +54,5 @@ class SoundFile:
             return self._sound.read(-1 if count is None else count, dtype="float32", always_2d=True)
         except self._error as error:
             raise DecodeError(error.error_string) from error
+        except MemoryError as error:  # a damaged header can state any length
+            raise DecodeError(f"{count} samples from {start} on do not fit in memory") from error

@@ -192,6 +192,8 @@ def damaged_cuts(audio: Path) -> dict[str, tuple[Any, str]]:
         "long name": (changed(1, source, "a" * 5000), "missing file"),
         "surrogate": (changed(1, source, "a\ud800.flac"), "invalid UTF-8"),
         "source": (changed(1, ("recording", "sources", 0), "x"), "malformed row"),
+        "no id": (changed(1, ("id",), None), "malformed row"),
+        "odd id": (changed(1, ("id",), {"a": 1}), "malformed row"),
         "no recording": (changed(1, ("recording",), None), "malformed row"),
         "mixed": (changed(1, ("type",), "MixedCut"), "not a MonoCut"),
         "padding": ({"id": "p", "duration": 1.0, "type": "PaddingCut"}, "not a MonoCut"),

@@ -86,7 +86,7 @@ def heard(draft: Draft) -> list[str | list[int]]:
 SIZES = st.tuples(st.integers(1, 6), st.integers(0, 6)).map(lambda pair: (pair[0], pair[0] + pair[1]))
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(count=st.integers(1, 80), text=SIZES, audio=SIZES, seed=st.integers(0, 5), id=st.text(max_size=5))
 def test_spans_partition_the_words_alternate_and_keep_their_lengths(
     count: int, text: tuple[int, int], audio: tuple[int, int], seed: int, id: str
@@ -313,6 +313,13 @@ def test_the_task_makes_documents_by_segments_and_names_each_row_it_leaves_out()
     assert found == {"c": "missing text", "e": "no units", "d": "one modality only"}
     again = make_documents("interleaved", given_rows, context(by="segments"))
     assert again[0] == documents
+
+
+def test_every_row_of_a_chain_that_is_left_out_is_named() -> None:
+    rows = [segment("a", 0), segment("b", 2)]
+    documents, rejections = make_documents("interleaved", rows, context(by="segments", text_segments=(2, 2)))
+    assert not documents and [rejection.id for rejection in rejections] == ["a", "b"]
+    assert {rejection.reason for rejection in rejections} == {"one modality only"}
 
 
 @pytest.mark.parametrize(

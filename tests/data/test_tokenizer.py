@@ -203,7 +203,7 @@ def both_ways(name: str) -> tuple[HFTokenizer, WordTokenizer]:
 
 
 @pytest.mark.parametrize("name", TABLES)
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(texts=TEXTS)
 def test_word_by_word_gives_the_ids_of_the_whole_text(name: str, texts: list[str]) -> None:
     tokenizer, small = both_ways(name)

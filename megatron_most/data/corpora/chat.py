@@ -1,4 +1,7 @@
-"""Instructions as dialogues: rows with `messages`, each a role and a content, as SmolTalk is published."""
+"""Instructions as dialogues: rows with `messages`, each a role and a content, as SmolTalk is published.
+
+A row with a turn that cannot be used is rejected whole: an answer without its question teaches the wrong thing.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""One row of a speech manifest: a Lhotse MonoCut as a dictionary, with no more in it than later steps read."""
+"""One row of a speech manifest: a Lhotse MonoCut as a dictionary.
+
+It holds no more than later steps read, so that a million cuts stay small. Every reader of speech makes its rows here.
+"""
 
 from __future__ import annotations
 

@@ -55,7 +55,7 @@ class Cuts(Corpus):
                 id = f"{path.name}:{line_number}"
                 try:
                     row = load_json_line(line)
-                    id = str(row.get("id", id))
+                    id = label(row, "id") or id
                     yield from self._cuts(row, audio, normalise)
                 except RowError as error:
                     yield Reject.of(id, error)
@@ -74,8 +74,10 @@ class Cuts(Corpus):
                 raise RowError("beyond the end", f"a supervision at {start:g} s + {duration:g} s of {length:g} s")
             if abs(start) < ROUNDING_S and abs(duration - length) < ROUNDING_S:
                 start, duration = 0.0, length  # it is the whole cut
-            id = str(row.get("id") if len(said) < 2 else given.get("id"))
-            speaker, language = given.get("speaker"), self.language or given.get("language")
+            id = label(row if len(said) < 2 else given, "id")
+            if id is None:
+                raise RowError("malformed row", "no id")
+            speaker, language = label(given, "speaker"), self.language or given.get("language")
             yield make_cut(
                 id=f"{self.name}-{id}",
                 recording=recording,
@@ -133,6 +135,22 @@ def number(row: dict[str, Any], name: str) -> float:
     except OverflowError:
         value = "hundreds of digits"
     raise RowError("malformed row", f"{name} = {value!r} is no number")
+
+
+def label(row: dict[str, Any], name: str) -> str | None:
+    """An id or a speaker: text, or a whole number as text; None where there is none."""
+    value = row.get(name)
+    if type(value) is str:
+        try:
+            value.encode()
+        except UnicodeEncodeError as error:
+            raise RowError("invalid UTF-8", f"{name}, character {error.start}") from error
+        return value
+    if value is None:
+        return None
+    if type(value) is int and abs(value) < 1 << 63:
+        return str(value)
+    raise RowError("malformed row", f"{name} is a {type(value).__name__}")
 
 
 def aligned_words(said: dict[str, Any], offset: float, normalise: Normaliser) -> list[AlignedWord]:

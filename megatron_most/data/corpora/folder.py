@@ -1,4 +1,7 @@
-"""A folder of recordings, each with its transcript in a text file of the same name beside it: a/b.wav and a/b.txt."""
+"""A folder of recordings, each with its transcript in a text file of the same name beside it: a/b.wav and a/b.txt.
+
+Folders inside are searched in order of name; links to folders are not followed. What has no partner is a reject.
+"""
 
 from __future__ import annotations
 

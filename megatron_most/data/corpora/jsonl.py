@@ -17,7 +17,7 @@ from typing import Any
 from megatron_most.data.corpora.audio_root import AudioRoot
 from megatron_most.data.corpora.common import Corpus, Item, Reject
 from megatron_most.data.corpora.cut import AlignedWord, make_cut
-from megatron_most.data.corpora.cuts import number
+from megatron_most.data.corpora.cuts import label, number
 from megatron_most.data.corpora.lines import read_lines
 from megatron_most.data.manifest import load_json_line
 from megatron_most.data.normalise import Normaliser, find_normaliser, transcript
@@ -59,14 +59,14 @@ class JsonLines(Corpus):
                 id = f"{self.name}-{path.name.split('.')[0]}-{line_number}"  # for rows without one
                 try:
                     row = load_json_line(line)
-                    if "id" in row:
-                        id = f"{self.name}-{row['id']}"
+                    if given := label(row, "id"):
+                        id = f"{self.name}-{given}"
                     yield self._cut(id, row, audio, normalise)
                 except RowError as error:
                     yield Reject.of(id, error)
 
     def _cut(self, id: str, row: dict[str, Any], audio: AudioRoot, normalise: Normaliser) -> dict[str, Any]:
-        source, text, speaker = _first(row, _AUDIO), row.get("text"), row.get("speaker")
+        source, text, speaker = _first(row, _AUDIO), row.get("text"), label(row, "speaker")
         if not isinstance(source, str):
             raise RowError("malformed row", f"no audio: none of {', '.join(_AUDIO)} is a path")
         start = next((number(row, name) for name in _START if row.get(name) is not None), 0.0)

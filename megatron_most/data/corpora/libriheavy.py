@@ -15,7 +15,7 @@ from typing import Any, Literal
 from megatron_most.data.corpora.audio_root import AudioRoot
 from megatron_most.data.corpora.common import Corpus, Item, Reject
 from megatron_most.data.corpora.cut import make_cut
-from megatron_most.data.corpora.cuts import number, open_cut, supervisions
+from megatron_most.data.corpora.cuts import label, number, open_cut, supervisions
 from megatron_most.data.corpora.lines import read_lines
 from megatron_most.data.manifest import load_json_line
 from megatron_most.data.normalise import Normaliser, find_normaliser, transcript
@@ -54,7 +54,7 @@ class LibriHeavy(Corpus):
                 id = f"{path.name}:{line_number}"
                 try:
                     row = load_json_line(line)
-                    id = str(row.get("id", id))
+                    id = label(row, "id") or id
                     yield self._cut(row, audio, normalise)
                 except RowError as error:
                     yield Reject.of(id, error)
@@ -64,9 +64,11 @@ class LibriHeavy(Corpus):
         said = supervisions(row)
         if len(said) != 1:
             raise RowError("malformed row", f"{len(said)} supervisions; a cut of LibriHeavy has one")
-        speaker = said[0].get("speaker")
+        id, speaker = label(row, "id"), label(said[0], "speaker")
+        if id is None:
+            raise RowError("malformed row", "no id")
         return make_cut(
-            id=f"libriheavy-{row.get('id')}",
+            id=f"libriheavy-{id}",
             recording=recording,
             start=number(row, "start"),
             duration=number(row, "duration"),

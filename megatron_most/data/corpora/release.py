@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 from megatron_most.data.corpora.common import Corpus, Item, Reject
+from megatron_most.data.corpora.cuts import label
 from megatron_most.data.corpora.json_list import read_json_list
 from megatron_most.data.corpora.lines import list_files
 from megatron_most.data.manifest import Kind
@@ -63,8 +64,8 @@ class Release(Corpus):
                 try:
                     if not isinstance(record, dict):
                         raise RowError("malformed row", f"a {type(record).__name__}, not an object")
-                    if record.get("id") is not None:
-                        id = f"{self.name}-{_text(record, 'id')}"
+                    if given := label(record, "id"):
+                        id = f"{self.name}-{given}"
                     yield self._row(id, record, normalise)
                 except RowError as error:
                     yield Reject.of(id, error)

@@ -1,4 +1,7 @@
-"""A look-up table on disk: the side files of a corpus (transcripts, speakers, durations) may not fit the memory."""
+"""A look-up table on disk: the side files of a corpus (transcripts, speakers, durations) may not fit the memory.
+
+SQLite keeps it in a file without a name, which goes with the object, a killed process included.
+"""
 
 from __future__ import annotations
 
@@ -9,7 +12,7 @@ from megatron_most.data.rejects import RowError
 
 
 class DiskTable:
-    """Text by key; a key given twice has no value. The file has no name and goes with the object."""
+    """Text by key; a key given twice has no value."""
 
     def __init__(self, name: str) -> None:
         self.name = name

@@ -1,4 +1,7 @@
-"""Plain text corpora, one document a row: parquet as RefinedWeb is published, or JSON lines."""
+"""Plain text corpora, one document a row: parquet as RefinedWeb is published, or JSON lines.
+
+Line breaks are part of a document, so nothing is done to the text unless asked for. Ids are made of file and row.
+"""
 
 from __future__ import annotations
 

@@ -1,13 +1,16 @@
 """Work spread over forked processes, results in the order of the work, few pieces in flight.
 
 `multiprocessing`'s own imap reads all of its input at once; a corpus does not fit. A worker that dies (out of memory,
-say) ends the run with one error instead of a hang.
+say) ends the run with one error instead of a hang, and workers of a parent that is killed die with it: they would wait
+for work for ever, for each holds the pipes of the others open.
 """
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -19,6 +22,7 @@ from megatron_most.errors import DataError
 X = TypeVar("X")
 Y = TypeVar("Y")
 _work: Callable[[Any], Any] | None = None
+_PR_SET_PDEATHSIG = 1
 
 
 def in_order(work: Callable[[X], Y], pieces: Iterable[X], workers: int) -> Iterator[tuple[X, Y]]:
@@ -27,7 +31,7 @@ def in_order(work: Callable[[X], Y], pieces: Iterable[X], workers: int) -> Itera
         yield from ((piece, work(piece)) for piece in pieces)
         return
     fork = multiprocessing.get_context("fork")
-    with ProcessPoolExecutor(workers, mp_context=fork, initializer=_begin, initargs=(work,)) as pool:
+    with ProcessPoolExecutor(workers, mp_context=fork, initializer=_begin, initargs=(work, os.getpid())) as pool:
         flying: deque[tuple[X, Future[Y]]] = deque()
         try:
             for piece in pieces:
@@ -46,9 +50,12 @@ def in_order(work: Callable[[X], Y], pieces: Iterable[X], workers: int) -> Itera
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _begin(work: Callable[[Any], Any]) -> None:
+def _begin(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    if os.getppid() != parent:  # killed before we asked to be told
+        os._exit(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a tokenizer's own threads do not survive a fork
 
 

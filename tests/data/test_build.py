@@ -1,0 +1,243 @@
+"""Datasets: what manifests and units say, token for token; the same bytes for any workers, shards and kills."""
+
+from __future__ import annotations
+
+import json
+import multiprocessing
+import os
+import random
+import signal
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_most.data.build import BuildInputs, BuildOptions, build
+from megatron_most.data.dataset import open_dataset
+from megatron_most.data.extract import ExtractOptions, extract_units
+from megatron_most.data.indexed import IndexedDocuments
+from megatron_most.data.manifest import Manifest, open_manifest
+from megatron_most.data.manifest_writer import ManifestWriter
+from megatron_most.data.merge import merge
+from megatron_most.data.overlap import load_evaluation_set
+from megatron_most.data.rows import ChatRow, SpeechPart, Turn
+from megatron_most.data.tasks import SPEECH_TASKS, TaskOptions
+from megatron_most.data.templates import load_templates
+from megatron_most.data.tokenizer import load_tokenizer
+from megatron_most.data.unit_set import open_units
+from megatron_most.data.verify import verify
+from megatron_most.errors import DataError
+from megatron_most.speech import load_codec
+from megatron_most.vocab import TokenMap
+from tests.data_files import content, make_codec, make_corpus, make_tokenizer, text
+
+FORK = multiprocessing.get_context("fork")
+
+
+class Corpus:
+    """Everything a dataset is made from, in one folder."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.speech = make_corpus(root / "corpus")
+        self.tokens: TokenMap = make_tokenizer(root / "tokenizer")
+        self.codec = load_codec(make_codec(root / "codec"))
+        folder = extract_units(
+            self.speech, self.codec, root / "units", (0, 1), ExtractOptions(), self.speech.audio_root
+        )
+        self.units = open_units(folder)
+
+    def inputs(self, *manifests: Manifest, **changes: Any) -> BuildInputs:
+        made: dict[str, Any] = dict(
+            manifests=manifests or (self.speech,),
+            units=(self.units,),
+            tokens=self.tokens,
+            tokenizer=load_tokenizer(self.root / "tokenizer"),
+            templates=load_templates("chat"),
+        )
+        return BuildInputs(**{**made, **changes})
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
+    return Corpus(tmp_path_factory.mktemp("build"))
+
+
+def texts(folder: Path, count: int, **changes: Any) -> Manifest:
+    about: dict[str, Any] = dict(corpus="t", split="train", licence="CC0-1.0", source="made", normalisation="none")
+    about |= changes
+    with ManifestWriter(folder, kind="text", **about) as out:
+        for number in range(count):
+            out.add_text(f"{about['corpus']}-{number}", text(number) + f" {number}")
+    return open_manifest(folder)
+
+
+def spoken(corpus: Corpus, folder: Path, task: str) -> list[str]:
+    """What the documents of a dataset say, decoded: units as <u>."""
+    from tokenizers import Tokenizer
+
+    tokenizer = Tokenizer.from_file(str(corpus.root / "tokenizer" / "tokenizer.json"))
+    tokens, said = corpus.tokens, []
+    with IndexedDocuments(folder) as documents:
+        for index in range(len(documents)):
+            words, run = [], []
+            for id in [*documents.document(index).ids, -1]:
+                is_text = 0 <= id < tokens.first_unit_id and id not in (tokens.bos_id, tokens.eos_id)
+                if is_text:
+                    run.append(int(id))
+                    continue
+                words.append(tokenizer.decode(run, skip_special_tokens=False)) if run else None
+                run = []
+                marks = {tokens.bos_id: "<bos>", tokens.eos_id: "<eos>", -1: ""}
+                marks |= {tokens.begin_audio_id: "<audio>", tokens.end_audio_id: "</audio>"}
+                words.append(marks.get(int(id), f"<{id - tokens.first_unit_id}>"))
+            said.append("".join(words))
+    return said
+
+
+def test_asr_and_tts_documents_say_the_utterance_and_its_units(corpus: Corpus, tmp_path: Path) -> None:
+    for task in ("asr", "tts"):
+        build(corpus.inputs(), BuildOptions(task=task), tmp_path / task)
+    asr, tts = (spoken(corpus, tmp_path / task, task) for task in ("asr", "tts"))
+    for number, row in enumerate(corpus.speech.rows()):
+        units = "".join(f"<{unit}>" for unit in corpus.units.find(number).units)
+        assert asr[number].startswith("<bos>User: ") and f"\n\n<audio>{units}</audio>\n\nAssistant:" in asr[number]
+        assert asr[number].endswith(f"Assistant: {row.text}<eos>")
+        assert tts[number].endswith(f"\n\n{row.text}\n\nAssistant:<audio>{units}</audio><eos>")
+    info, documents = open_dataset(tmp_path / "asr")
+    first = documents.document(0)
+    answer = [int(id) for id, trained in zip(first.ids, first.is_trained, strict=True) if trained]
+    assert answer[-1] == corpus.tokens.eos_id and len(answer) < len(first.ids) / 2
+    assert info.documents == 48 and info.seconds == pytest.approx(corpus.units.seconds, abs=1e-3)
+    assert info.provenance[0].licence == "CC0-1.0" and info.codec == corpus.codec.identity
+    assert "CC0-1.0" in (tmp_path / "asr" / "README.md").read_text()
+
+
+@pytest.mark.parametrize("task", ["asr", "interleaved", "text-lm"])
+def test_any_number_of_workers_and_shards_makes_the_same_bytes(corpus: Corpus, tmp_path: Path, task: str) -> None:
+    if task == "text-lm":
+        inputs = corpus.inputs(texts(tmp_path / "t", 1500), texts(tmp_path / "t2", 40, corpus="u"), units=())
+    else:
+        inputs = corpus.inputs()
+    options = BuildOptions(task=task, task_options=TaskOptions(by="segments"), max_reject_rate=0.5)
+    build(inputs, options, tmp_path / "one")
+    build(inputs, BuildOptions(**{**vars(options), "workers": 3}), tmp_path / "three")
+    assert content(tmp_path / "one") == content(tmp_path / "three")
+    for index in range(3):
+        build(inputs, options, tmp_path / "shards", (index, 3))
+    if len(inputs.manifests) == 1:  # shards of several manifests are each in the manifests' order
+        merge(sorted((tmp_path / "shards").iterdir()), tmp_path / "merged")
+        for name in ("tokens.bin", "tokens.idx", "ids.txt"):
+            assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
+        verify(tmp_path / "merged")
+    verify(tmp_path / "one")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_build_killed_at_twenty_random_moments_is_byte_equal(
+    corpus: Corpus, tmp_path: Path, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megatron_most.data.build.CHUNK_ROWS", 10)
+    monkeypatch.setattr("megatron_most.data.build._COMMIT_S", 0.0)
+    inputs = corpus.inputs(texts(tmp_path / "t", 4000), units=())
+    options = BuildOptions(task="text-lm", workers=workers)
+    build(inputs, options, tmp_path / "unbroken")
+
+    def slowly() -> None:
+        from megatron_most.data.build_worker import Worker
+
+        call = Worker.__call__
+        Worker.__call__ = lambda self, chunk: (time.sleep(0.012), call(self, chunk))[1]  # type: ignore[method-assign]
+        build(inputs, options, tmp_path / "killed")
+
+    draw, kills = random.Random(workers), 0
+    while not (tmp_path / "killed").exists():
+        process = FORK.Process(target=slowly)
+        process.start()
+        process.join(draw.uniform(0.02, 0.25))
+        if process.exitcode is None:
+            os.kill(process.pid, signal.SIGKILL)
+            process.join()
+            kills += 1
+        assert kills < 500
+    assert kills >= 20
+    assert content(tmp_path / "killed") == content(tmp_path / "unbroken")
+
+
+def test_held_out_speakers_are_in_one_part_only_and_nobody_is_lost(corpus: Corpus, tmp_path: Path) -> None:
+    parts = {}
+    for part in ("train", "valid"):
+        build(corpus.inputs(), BuildOptions(task="asr", part=part, hold_out=0.6), tmp_path / part)
+        parts[part] = (tmp_path / part / "ids.txt").read_text().split()
+    voices = {part: {id.split("-")[1] for id in ids} for part, ids in parts.items()}
+    voices = {part: {id.split("/")[1].split("-")[0] for id in ids} for part, ids in parts.items()}
+    assert voices["train"] and voices["valid"] and not voices["train"] & voices["valid"]
+    assert len(parts["train"]) + len(parts["valid"]) == 48
+
+
+def test_chats_take_units_by_utterance_id_and_a_missing_one_is_reported(corpus: Corpus, tmp_path: Path) -> None:
+    about: dict[str, Any] = dict(corpus="c", split="train", licence="CC0-1.0", source="made", normalisation="none")
+    with ManifestWriter(tmp_path / "chat", kind="chat", **about) as out:
+        for number, utterance in enumerate(["r0-c1", "gone"]):
+            user = Turn(role="user", parts=(SpeechPart(utterance),))
+            out.add_chat(ChatRow(id=f"c-{number}", turns=(user, Turn(role="assistant", parts=("yes",)))))
+    inputs = corpus.inputs(open_manifest(tmp_path / "chat"))
+    build(inputs, BuildOptions(task="speech-instruct", max_reject_rate=0.5), tmp_path / "d")
+    units = "".join(f"<{unit}>" for unit in corpus.units.by_id("r0-c1").units)
+    assert spoken(corpus, tmp_path / "d", "x") == [f"<bos>User: <audio>{units}</audio>\n\nAssistant: yes<eos>"]
+    [entry] = map(json.loads, (tmp_path / "d" / "rejects.jsonl").read_text().splitlines())
+    assert (entry["id"], entry["reason"]) == ("c-1", "no units")
+
+
+def test_overlap_with_an_evaluation_set_is_listed_or_refused(corpus: Corpus, tmp_path: Path) -> None:
+    first = next(iter(corpus.speech.rows()))
+    (tmp_path / "test.txt").write_text(f"{first.text}\n")
+    known = load_evaluation_set("test", tmp_path / "test.txt", n=4)
+    inputs = corpus.inputs(evaluation=(known,))
+    build(inputs, BuildOptions(task="asr", max_reject_rate=1), tmp_path / "listed")
+    hits = [json.loads(line) for line in (tmp_path / "listed" / "overlaps.jsonl").read_text().splitlines()]
+    assert first.id in {hit["id"] for hit in hits}
+    assert open_dataset(tmp_path / "listed")[0].overlaps["test"] == len({hit["id"] for hit in hits})
+    build(inputs, BuildOptions(task="asr", refuse_overlap=True, max_reject_rate=1), tmp_path / "refused")
+    kept = set((tmp_path / "refused" / "ids.txt").read_text().split())
+    assert kept == set((tmp_path / "listed" / "ids.txt").read_text().split()) - {f"asr/{hit['id']}" for hit in hits}
+
+
+def test_what_does_not_fit_together_is_refused_before_any_work(corpus: Corpus, tmp_path: Path) -> None:
+    other = make_corpus(tmp_path / "other", recordings=1, cuts=2, seed=50)
+    small = TokenMap.load(corpus.root / "tokenizer" / "token_map.json")
+    cases = [
+        (corpus.inputs(other), BuildOptions(task="asr"), "none of the unit sets was made from it"),
+        (corpus.inputs(corpus.speech, corpus.speech), BuildOptions(task="asr"), "the same rows are given twice"),
+        (corpus.inputs(), BuildOptions(task="text-lm"), "a speech manifest, but text-lm needs text"),
+        (corpus.inputs(), BuildOptions(task="sing"), "task 'sing': not known"),
+    ]
+    for inputs, options, wrong in cases:
+        with pytest.raises(DataError, match=wrong):
+            build(inputs, options, tmp_path / "d")
+    assert small.num_units == 16 and not list(tmp_path.glob("d*"))
+    assert {"asr", "tts"} <= set(SPEECH_TASKS)
+
+
+def test_ids_that_two_manifests_share_are_refused(corpus: Corpus, tmp_path: Path) -> None:
+    inputs = corpus.inputs(texts(tmp_path / "a", 30), texts(tmp_path / "b", 20), units=())
+    with pytest.raises(DataError, match="20 document ids come from more than one row"):
+        build(inputs, BuildOptions(task="text-lm"), tmp_path / "d")
+    assert not (tmp_path / "d").exists()
+
+
+def test_units_of_two_codecs_never_mix(corpus: Corpus, tmp_path: Path) -> None:
+    other = make_corpus(tmp_path / "other", recordings=1, cuts=2, seed=50)
+    codec = load_codec(make_codec(tmp_path / "codec", num_units=8))
+    extract_units(other, codec, tmp_path / "units", (0, 1), ExtractOptions(), other.audio_root)
+    inputs = corpus.inputs(corpus.speech, other, units=(corpus.units, open_units(tmp_path / "units")))
+    with pytest.raises(DataError, match="one dataset has one codec"):
+        build(inputs, BuildOptions(task="asr"), tmp_path / "d")
+
+
+def test_more_units_than_the_token_map_has_places_for_is_refused(corpus: Corpus, tmp_path: Path) -> None:
+    tokens = make_tokenizer(tmp_path / "tokenizer", num_units=8)
+    inputs = corpus.inputs(tokens=tokens, tokenizer=load_tokenizer(tmp_path / "tokenizer"))
+    with pytest.raises(DataError, match="16 units, but the token map has places for 8"):
+        build(inputs, BuildOptions(task="asr"), tmp_path / "d")
