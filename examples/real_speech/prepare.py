@@ -28,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/real_speech"), help="folder for everything made")
     parser.add_argument("--num-units", type=int, default=200, help="units of the codec fitted on this speech")
+    parser.add_argument("--tasks", nargs="+", default=["asr", "tts", "audio-lm"], help="datasets to build")
     args = parser.parse_args()
     if not SOUNDS.is_dir() or not TRANSCRIPTS.is_file():
         raise DataError(
@@ -49,10 +50,10 @@ def main() -> None:
     step("units", "--manifest", made, "--codec", out / "codec", "--out", out / "units")
     common = ["--manifests", made, "--units", out / "units", "--tokenizer", out / "tokenizer"]
     common += ["--tokens", out / "tokenizer" / "token_map.json", "--hold-out", "0.05", "--hold-out-by", "row"]
-    for task in ("asr", "tts", "audio-lm"):
+    for task in args.tasks:
         for part in ("train", "valid"):
             step("build", "--task", task, *common, "--part", part, "--out", out / task / part)
-    datasets = [out / task / part for task in ("asr", "tts", "audio-lm") for part in ("train", "valid")]
+    datasets = [out / task / part for task in args.tasks for part in ("train", "valid")]
     step("verify", "--paths", made, out / "units", *datasets)
     step("stats", "--datasets", *datasets, "--manifest", made, "--units", out / "units", "--out", out / "stats.html")
 

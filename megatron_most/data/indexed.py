@@ -147,12 +147,10 @@ class Sequences:
 def write_index(path: Path, lengths_file: Path, modes_file: Path, counts_file: Path, dtype: DTypeLike) -> None:
     """Make the .idx from what `encode_documents` gave, gathered in files. Memory does not grow with them."""
     sizes = [file.stat().st_size for file in (lengths_file, modes_file, counts_file)]
-    for file, size in ((lengths_file, sizes[0]), (counts_file, sizes[2])):
-        if size % 4:
-            raise DataError(f"{file}: {size} bytes are no int32 numbers; {_REMEDY}")
     if sizes[0] != 4 * sizes[1]:
-        raise DataError(f"{lengths_file}: {sizes[0] // 4} lengths, but {sizes[1]} modes beside it; {_REMEDY}")
-
+        raise DataError(f"{lengths_file}: {sizes[0] / 4:g} lengths, but {sizes[1]} modes beside it; {_REMEDY}")
+    if sizes[2] % 4:
+        raise DataError(f"{counts_file}: {sizes[2]} bytes are no int32 numbers; {_REMEDY}")
     with contextlib.ExitStack() as stack:
         lengths, modes, counts = (stack.enter_context(open(f, "rb")) for f in (lengths_file, modes_file, counts_file))
 

@@ -211,15 +211,16 @@ def percent(share: float) -> str:
     """None and all look so, and nothing else does."""
     if share in (0, 1):
         return f"{share:.0%}".replace("%", " %")
+    if share >= 0.9995:
+        return "> 99.9 %"
     return "< 0.01 %" if share < 0.0001 else f"{100 * share:.{2 if share < 0.1 else 1}f} %"
 
 
 def short(number: int) -> str:
     """1234567 as 1.23M."""
     for size, sign in ((10**12, "T"), (10**9, "B"), (10**6, "M"), (1000, "k")):
-        if number >= size:
-            digits = len(str(number // size))
-            return f"{number / size:.{max(3 - digits, 0)}f}{sign}"
+        if number >= 0.9995 * size:
+            return f"{number / size:.3g}{sign}"
     return f"{number}"
 
 

@@ -106,16 +106,17 @@ def write_page(
 ) -> None:
     """Write the page; one that is there is replaced."""
     require_page(out)
-    page = _render(
-        title=" · ".join(one.name for one in stats),
-        tiles=_tiles(stats),
-        facts=_side_by_side(stats),
-        plots=_plots(stats),
-        speakers=_speakers(speakers),
-        examples=[_example(number, one) for number, one in enumerate(examples)],
-        stats=stats,
-        sources=_sources(stats),
-    )
+    with _drawing():
+        page = _render(
+            title=" · ".join(one.name for one in stats),
+            tiles=_tiles(stats),
+            facts=_side_by_side(stats),
+            plots=_plots(stats),
+            speakers=_speakers(speakers),
+            examples=[_example(number, one) for number, one in enumerate(examples)],
+            stats=stats,
+            sources=_sources(stats),
+        )
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(out, page)
@@ -189,13 +190,15 @@ def _sources(stats: Sequence[DatasetStats]) -> list[tuple[Source, str]]:
 
 def _example(number: int, example: Example) -> dict[str, Any]:
     """What the template shows of an example."""
+    from markupsafe import Markup
+
     units, frame_ms = example.units, example.codec.frame_s * 1000
     runs = zip(units.units.tolist(), units.durations.tolist(), strict=True)
     seconds = len(example.wave) / example.codec.sample_rate
     return {
         "row": example.utterance,
         "seconds": f"{seconds:.2f} s",
-        "wav": base64.b64encode(_wav(example.wave, example.codec.sample_rate)).decode(),
+        "wav": Markup(base64.b64encode(_wav(example.wave, example.codec.sample_rate)).decode()),
         "units": " ".join(f"{unit}×{frames}" if frames > 1 else f"{unit}" for unit, frames in runs),
         "rate": f"{len(units):,} units, {len(units) / seconds:.1f} per second",
         "codec": f"{example.codec.name} ({example.codec.hash[:12]}), frames of {frame_ms:g} ms",
@@ -242,38 +245,36 @@ def _plots(stats: Sequence[DatasetStats]) -> dict[str, Any]:
     return plots
 
 
-def _bars(salt: str, rows: Sequence[tuple[str, str, list[tuple[float, str]]]]) -> Any:
+def _bars(plot: str, rows: Sequence[tuple[str, str, list[tuple[float, str]]]]) -> Any:
     """Rows of (name, value in words, parts as shares of the full width, each of a colour): text above its bar."""
-    with _drawing(salt):
-        figure, [axes] = _panels(1, 0.36 * len(rows), edge=0.0, above=0.0, below=0.04)
-        axes.set(xlim=(0, 1), ylim=(len(rows), 0))
-        axes.axis("off")
-        for y, (name, words, parts) in enumerate(rows):
-            axes.text(0, y + 0.45, printable(name, max(_SIGNS - len(words), 8)), color=_COLOURS["ink"])
-            axes.text(1, y + 0.45, words, color=_COLOURS["muted"], ha="right")
-            axes.barh(y + 0.74, 1, 0.26, color=_COLOURS["grid"])
-            ends = np.cumsum([share for share, _ in parts])
-            for end, (share, colour) in zip(ends, parts, strict=True):
-                axes.barh(y + 0.74, share, 0.26, left=end - share, color=_COLOURS[colour])
-        return _svg(figure)
+    figure, [axes] = _panels(1, 0.36 * len(rows), edge=0.0, above=0.0, below=0.04)
+    axes.set(xlim=(0, 1), ylim=(len(rows), 0))
+    axes.axis("off")
+    for y, (name, words, parts) in enumerate(rows):
+        axes.text(0, y + 0.45, printable(name, max(_SIGNS - len(words), 8)), color=_COLOURS["ink"])
+        axes.text(1, y + 0.45, words, color=_COLOURS["muted"], ha="right")
+        axes.barh(y + 0.74, 1, 0.26, color=_COLOURS["grid"])
+        ends = np.cumsum([share for share, _ in parts])
+        for end, (share, colour) in zip(ends, parts, strict=True):
+            axes.barh(y + 0.74, share, 0.26, left=end - share, color=_COLOURS[colour])
+    return _svg(figure, plot)
 
 
 def _plot_units(stats: Sequence[DatasetStats], is_ranked: bool) -> Any:
     """The share of each unit, by its number or by its rank."""
-    with _drawing(f"units {is_ranked}"):
-        figure, panels = _panels(len(stats), 0.95, above=0.27, below=0.42)
-        for axes, one in zip(panels, stats, strict=True):
-            size = len(one.unit_counts)
-            shares = (np.sort(one.unit_counts)[::-1] if is_ranked else one.unit_counts) / one.units
-            edges = np.linspace(0, size, min(size, _MOST_BINS) + 1).round().astype(int)
-            means = np.add.reduceat(shares, edges[:-1]) / np.diff(edges)
-            axes.fill_between(edges, np.append(means, means[-1]), step="post", color=_COLOURS["audio"], lw=0)
-            axes.axhline(1 / one.num_units, color=_COLOURS["muted"], lw=0.8, dashes=(3, 2))
-            _title(axes, one.name, f"{one.num_units - one.unused_units:,} of {one.num_units:,} units occur")
-            axes.set(xlim=(0, size), ylim=(0, means.max() * 1.08))
-            _ticks(axes, lambda x: f"{x:,.0f}", percent_ticks=True)
-        panels[-1].set_xlabel("rank" if is_ranked else "unit")
-        return _svg(figure)
+    figure, panels = _panels(len(stats), 0.95, above=0.27, below=0.42)
+    for axes, one in zip(panels, stats, strict=True):
+        size = len(one.unit_counts)
+        shares = (np.sort(one.unit_counts)[::-1] if is_ranked else one.unit_counts) / one.units
+        edges = np.linspace(0, size, min(size, _MOST_BINS) + 1).round().astype(int)
+        means = np.add.reduceat(shares, edges[:-1]) / np.diff(edges)
+        axes.fill_between(edges, np.append(means, means[-1]), step="post", color=_COLOURS["audio"], lw=0)
+        axes.axhline(1 / one.num_units, color=_COLOURS["muted"], lw=0.8, dashes=(3, 2))
+        _title(axes, one.name, f"{one.num_units - one.unused_units:,} of {one.num_units:,} units occur")
+        axes.set(xlim=(0, size), ylim=(0, means.max() * 1.08))
+        _ticks(axes, lambda x: f"{x:,.0f}", percent_ticks=True)
+    panels[-1].set_xlabel("rank" if is_ranked else "unit")
+    return _svg(figure, f"units {is_ranked}")
 
 
 def _plot_lengths(stats: Sequence[DatasetStats]) -> Any:
@@ -283,60 +284,58 @@ def _plot_lengths(stats: Sequence[DatasetStats]) -> Any:
     low, high = int(np.floor(np.log2(shortest) * 4)), int(np.floor(np.log2(longest) * 4)) + 1
     edges = 2.0 ** (np.arange(low, high + 1) / 4)
     step = max(1, -(-(high - low) // (4 * 6)))
-    with _drawing("lengths"):
-        figure, panels = _panels(len(stats), 0.62, above=0.27, below=0.42)
-        for axes, one in zip(panels, stats, strict=True):
-            counts, _ = np.histogram(one.lengths, edges, weights=one.length_counts)
-            shares = counts / max(one.documents, 1)
-            axes.fill_between(edges, np.append(shares, shares[-1]), step="post", color=_COLOURS["ink"], lw=0, alpha=0.6)
-            for length in LONG:
-                if edges[0] < length < edges[-1]:
-                    axes.axvline(length, color=_COLOURS["muted"], lw=0.8, dashes=(3, 2))
-            _title(axes, one.name, f"median {one.percentile(50):,} · 95 % ≤ {one.percentile(95):,}")
-            axes.set_xscale("log", base=2)
-            axes.set(xlim=(edges[0], edges[-1]), ylim=(0, max(shares.max() * 1.08, 1e-9)))
-            powers = range(-(-low // 4), high // 4 + 1)
-            axes.set_xticks([2**power for power in powers if power % step == 0])
-            _ticks(axes, lambda x: f"{x:,.0f}", percent_ticks=True)
-        panels[-1].set_xlabel("tokens of a document")
-        return _svg(figure)
+    figure, panels = _panels(len(stats), 0.62, above=0.27, below=0.42)
+    for axes, one in zip(panels, stats, strict=True):
+        counts, _ = np.histogram(one.lengths, edges, weights=one.length_counts)
+        shares = counts / max(one.documents, 1)
+        axes.fill_between(edges, np.append(shares, shares[-1]), step="post", color=_COLOURS["ink"], lw=0, alpha=0.6)
+        for length in LONG:
+            if edges[0] < length < edges[-1]:
+                axes.axvline(length, color=_COLOURS["muted"], lw=0.8, dashes=(3, 2))
+        _title(axes, one.name, f"median {one.percentile(50):,} · 95 % ≤ {one.percentile(95):,}")
+        axes.set_xscale("log", base=2)
+        axes.set(xlim=(edges[0], edges[-1]), ylim=(0, max(shares.max() * 1.08, 1e-9)))
+        powers = range(-(-low // 4), high // 4 + 1)
+        axes.set_xticks([2**power for power in powers if power % step == 0])
+        _ticks(axes, lambda x: f"{x:,.0f}", percent_ticks=True)
+    panels[-1].set_xlabel("tokens of a document")
+    return _svg(figure, "lengths")
 
 
-def _plot_example(example: Example, salt: str) -> Any:
+def _plot_example(example: Example, name: str) -> Any:
     """The wave above the units, on one scale of time."""
     units, samples = example.units, example.wave
     seconds = len(samples) / example.codec.sample_rate
-    with _drawing(salt):
-        figure, (above, below) = _panels(2, 0.62, above=0.06, below=0.42)
-        edges = np.linspace(0, len(samples), min(len(samples), 400), endpoint=False).astype(int)
-        highs, lows = (cut.reduceat(samples, edges) for cut in (np.maximum, np.minimum))
-        above.fill_between(edges / example.codec.sample_rate, lows, highs, color=_COLOURS["muted"], lw=0.3)
-        loudest = max(float(np.abs(samples).max()), 1e-4) * 1.05
-        above.set(xlim=(0, seconds), ylim=(-loudest, loudest))
-        above.axis("off")
-        ends = np.cumsum(units.durations, dtype=np.int64) * units.frame_s
-        times = np.stack([ends - units.durations * units.frame_s, ends, np.full(len(ends), np.nan)], axis=1)
-        below.plot(times.ravel(), np.repeat(units.units, 3), color=_COLOURS["audio"], lw=2, solid_capstyle="butt")
-        below.set(xlim=(0, seconds), ylim=(-0.04 * example.codec.num_units, 1.04 * example.codec.num_units))
-        below.set(xlabel="seconds", ylabel="unit")
-        _ticks(below, lambda x: f"{x:g}")
-        return _svg(figure)
+    figure, (above, below) = _panels(2, 0.62, above=0.06, below=0.42)
+    edges = np.linspace(0, len(samples), min(len(samples), 400), endpoint=False).astype(int)
+    highs, lows = (cut.reduceat(samples, edges) for cut in (np.maximum, np.minimum))
+    above.fill_between(edges / example.codec.sample_rate, lows, highs, color=_COLOURS["muted"], lw=0.3)
+    loudest = max(float(np.abs(samples).max()), 1e-4) * 1.05
+    above.set(xlim=(0, seconds), ylim=(-loudest, loudest))
+    above.axis("off")
+    ends = np.cumsum(units.durations, dtype=np.int64) * units.frame_s
+    times = np.stack([ends - units.durations * units.frame_s, ends, np.full(len(ends), np.nan)], axis=1)
+    below.plot(times.ravel(), np.repeat(units.units, 3), color=_COLOURS["audio"], lw=2, solid_capstyle="butt")
+    below.set(xlim=(0, seconds), ylim=(-0.04 * example.codec.num_units, 1.04 * example.codec.num_units))
+    below.set(xlabel="seconds", ylabel="unit")
+    _ticks(below, lambda x: f"{x:g}")
+    return _svg(figure, name)
 
 
 @contextmanager
-def _drawing(salt: str) -> Iterator[None]:
+def _drawing() -> Iterator[None]:
     """Matplotlib as it comes, whatever the user's settings; no pyplot, so no window and nothing left open."""
     import matplotlib
 
     with warnings.catch_warnings(), matplotlib.rc_context():
         warnings.simplefilter("ignore")  # a name in a script that the font lacks: the reader's browser has it
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_settings(salt))
+        matplotlib.rcParams.update(_settings())
         yield
 
 
-def _settings(salt: str) -> Any:
-    named = {"svg.fonttype": "none", "svg.hashsalt": salt, "text.parse_math": False, "font.size": 9}
+def _settings() -> Any:
+    named = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 9}
     named |= {"axes.edgecolor": _COLOURS["grid"], "axes.labelcolor": _COLOURS["muted"], "axes.labelsize": 9}
     ticks = {"color": _COLOURS["grid"], "labelcolor": _COLOURS["muted"], "labelsize": 8, "major.size": 3}
     return named | {f"{side}tick.{what}": value for side in "xy" for what, value in ticks.items()}
@@ -374,17 +373,19 @@ def _ticks(axes: Axes, words: Callable[[float], str], percent_ticks: bool = Fals
     axes.set_axisbelow(True)
 
 
-def _svg(figure: Figure) -> Any:
+def _svg(figure: Figure, name: str) -> Any:
     """The drawing as an element of the page: its colours are the page's, its size that of its place."""
+    import matplotlib
     from markupsafe import Markup
 
+    matplotlib.rcParams["svg.hashsalt"] = name  # ids within it are then its own, and the same each time
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = file.getvalue()
     text = re.sub(r"<style.*?</style>|<metadata.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.S)
 
     def page_like(tag: re.Match[str]) -> str:  # in tags only: text between them is data
-        named = re.sub(r' (?:id="[a-z]+[\w.]*_\d+"|xmlns(?::\w+)?="[^"]*"|version="[^"]*")', "", tag[0])
+        named = re.sub(r' (?:id="[A-Za-z][\w.]*_\d+"|xmlns(?::\w+)?="[^"]*"|version="[^"]*")', "", tag[0])
         named = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", named)
         for name, colour in _COLOURS.items():
             named = named.replace(colour, f"var(--{name})")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
+
 from megatron_most.data import PackedBatch
 from megatron_most.model import LossTerms, MostModel
+
+ReadLocal = Callable[[str, str, Sequence[int]], torch.Tensor | None]
+"""(kind, local name, shape) -> the tensor on the host; None where there is none of that kind."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +49,23 @@ class Engine(Protocol):
 
     def step(self, batches: Sequence[PackedBatch], learning_rate: float) -> StepReport:
         """One optimizer step over this rank's micro-batches (host tensors, equal in number and shape on all ranks)."""
+        ...
+
+    def state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """(kind, local name, tensor) of all there is to save: float32 masters and buffers ("weight"), moments
+        ("exp_avg", "exp_avg_sq"). All ranks go through it together; a tensor is valid until the next.
+        """
+        ...
+
+    def load_state(self, read: ReadLocal, updates: int) -> None:
+        """Masters and moments from a checkpoint, into an engine built on a model that has its weights; `updates`: how
+        many steps the optimizer has taken.
+        """
+        ...
+
+    @property
+    def updates(self) -> int:
+        """Steps the optimizer has taken; skipped ones do not count."""
         ...
 
     def evaluate(self, batches: Sequence[PackedBatch]) -> LossTerms:

@@ -7,7 +7,7 @@ copies. Gradients add up in the model's precision.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 
@@ -15,7 +15,7 @@ from megatron_most.config import Plan
 from megatron_most.data import PackedBatch
 from megatron_most.engine.check import check_together
 from megatron_most.engine.gradients import clip_gradients, gradient_norm, reduce_gradients
-from megatron_most.engine.interface import StepReport
+from megatron_most.engine.interface import ReadLocal, StepReport
 from megatron_most.engine.schedule import run_micro_batches
 from megatron_most.errors import ConfigError
 from megatron_most.model import LossTerms, MostModel
@@ -33,6 +33,7 @@ class PlainEngine:
         if engine.precision == "fp16":
             raise ConfigError("engine.precision", "fp16", "the plain engine does not scale losses", "use bf16 or fp32")
         self.model, self.plan, self.groups = model, plan, groups
+        self._updates = 0
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.masters = [weight if weight.dtype == torch.float32 else _master(weight) for weight in self.weights]
         train = plan.config.train
@@ -58,8 +59,41 @@ class PlainEngine:
         if math.isfinite(norm):
             clip_gradients(self.weights, norm, self.plan.config.train.clip)
             self._move(learning_rate)
+            self._updates += 1
             move_biases(self.model, self.groups.tokens)
         return StepReport.of(terms, norm, not math.isfinite(norm))
+
+    @property
+    def updates(self) -> int:
+        """See interface.Engine."""
+        return self._updates
+
+    def state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """See interface.Engine."""
+        masters = dict(zip(self.weights, self.masters, strict=True))
+        for name, weight in self.model.named_parameters():
+            master = masters.get(weight, weight)
+            yield "weight", name, master.detach().float()
+            for kind in ("exp_avg", "exp_avg_sq"):
+                if kind in self.optimizer.state.get(master, {}):
+                    yield kind, name, self.optimizer.state[master][kind]
+        for name, buffer in self.model.named_buffers():
+            yield "weight", name, buffer
+
+    @torch.no_grad()
+    def load_state(self, read: ReadLocal, updates: int) -> None:
+        """See interface.Engine."""
+        names = {weight: name for name, weight in self.model.named_parameters()}
+        self._updates = updates
+        for weight, master in zip(self.weights, self.masters, strict=True):
+            name, shape = names[weight], weight.shape
+            value = read("weight", name, shape)
+            assert value is not None, "weights are there or an error"
+            master.copy_(value)
+            moments = {kind: read(kind, name, shape) for kind in ("exp_avg", "exp_avg_sq")}
+            if all(moment is not None for moment in moments.values()):
+                here = {kind: moment.to(master.device) for kind, moment in moments.items() if moment is not None}
+                self.optimizer.state[master] = {"step": torch.tensor(float(updates)), **here}
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[PackedBatch]) -> LossTerms:

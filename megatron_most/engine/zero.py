@@ -7,7 +7,7 @@ data x context ranks (expert gradients too), so what it is handed is multiplied 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -16,13 +16,25 @@ import torch.distributed as dist
 from megatron_most.config import Plan
 from megatron_most.data import PackedBatch
 from megatron_most.engine.check import check_together
-from megatron_most.engine.interface import StepReport
+from megatron_most.engine.interface import ReadLocal, StepReport
 from megatron_most.engine.schedule import add_up, count_globally, cut_terms, run_micro_batches
 from megatron_most.errors import ConfigError, LayoutError, MostError
 from megatron_most.model import LossTerms, MostModel
 from megatron_most.moe import move_biases, set_auxiliary_scale
 from megatron_most.parallel import Groups
-from megatron_most.upstream import Mpu, expert_group_name, make_zero_engine, mark_for_zero, prepare_deepspeed
+from megatron_most.upstream import (
+    Mpu,
+    expert_group_name,
+    full_moment,
+    full_weight,
+    link_moments,
+    make_room_for_moments,
+    make_zero_engine,
+    mark_for_zero,
+    prepare_deepspeed,
+    set_full,
+    whole_shape,
+)
 
 
 class ZeroEngine:
@@ -33,6 +45,7 @@ class ZeroEngine:
         if engine.kind != "deepspeed":
             raise ConfigError("engine.kind", engine.kind, "this is the DeepSpeed engine", 'set it to "deepspeed"')
         self.plan, self.groups = plan, groups
+        self._updates = 0
         prepare_deepspeed(next(model.parameters()).device)
         named = list(model.named_parameters())
         mark_for_zero(named, plan.layout, engine.zero_stage, groups.expert_cell, groups.expert_data, groups.tensor)
@@ -56,8 +69,37 @@ class ZeroEngine:
         if not math.isfinite(norm) and not is_skipped:
             raise MostError(f"the gradient norm is {norm} and ZeRO has used it: go back to the last checkpoint")
         if not is_skipped:
+            self._updates += 1
             move_biases(self.model, self.groups.tokens)
         return StepReport.of(terms, norm, is_skipped)
+
+    @property
+    def updates(self) -> int:
+        """See interface.Engine."""
+        return self._updates
+
+    def state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
+        """See interface.Engine."""
+        link_moments(self.engine.optimizer)
+        for name, weight in self.model.named_parameters():
+            yield "weight", name, full_weight(weight)
+            if weight.requires_grad and self._updates:
+                for kind in ("exp_avg", "exp_avg_sq"):
+                    yield kind, name, full_moment(weight, kind)
+        for name, buffer in self.model.named_buffers():
+            yield "weight", name, buffer
+
+    def load_state(self, read: ReadLocal, updates: int) -> None:
+        """See interface.Engine."""
+        self._updates = updates
+        make_room_for_moments(self.engine.optimizer, updates)
+        for name, weight in self.model.named_parameters():
+            if weight.requires_grad:
+                shape = whole_shape(weight)
+                for kind in ("weight", "exp_avg", "exp_avg_sq"):
+                    value = read(kind, name, shape)
+                    if value is not None:
+                        set_full(weight, value, None if kind == "weight" else kind)
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[PackedBatch]) -> LossTerms:

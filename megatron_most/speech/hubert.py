@@ -11,6 +11,7 @@ positional convolution, and attention masks them. Layers above L are dropped. Wh
 from __future__ import annotations
 
 import math
+import pickle
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -209,9 +210,11 @@ def _find_precision(wanted: Precision, device: Device) -> Precision:
 def _load(folder: Path, is_safetensors: bool, layer: int) -> Any:
     """The model with its first `layer` layers, in eval mode. DataError for missing weights: they would be random."""
     import torch
+    from safetensors import SafetensorError
     from transformers import HubertModel
     from transformers.utils import logging
 
+    unreadable = (SafetensorError, pickle.UnpicklingError)  # what weights_only refuses is the latter
     had_bars = logging.is_progress_bar_enabled()
     logging.disable_progress_bar()
     try:
@@ -219,12 +222,14 @@ def _load(folder: Path, is_safetensors: bool, layer: int) -> Any:
             folder,
             local_files_only=True,
             use_safetensors=is_safetensors,
+            weights_only=True,
             dtype=torch.float32,
             attn_implementation="sdpa",
             output_loading_info=True,
         )
-    except (OSError, ValueError, RuntimeError, KeyError, AttributeError) as error:
-        raise DataError(f"{folder}: not a readable HubertModel ({str(error).strip().splitlines()[0]})") from error
+    except (OSError, ValueError, RuntimeError, KeyError, AttributeError, EOFError, *unreadable) as error:
+        first = (str(error).strip() or repr(error)).splitlines()[0]
+        raise DataError(f"{folder}: not a readable HubertModel ({first})") from error
     finally:
         if had_bars:
             logging.enable_progress_bar()

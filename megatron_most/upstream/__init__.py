@@ -13,10 +13,17 @@ from megatron_most.upstream.versions import core_version, find_facts
 from megatron_most.upstream.zero import (
     Mpu,
     expert_group_name,
-    full_weight,
     make_zero_engine,
     mark_for_zero,
     prepare_deepspeed,
+)
+from megatron_most.upstream.zero_state import (
+    full_moment,
+    full_weight,
+    link_moments,
+    make_room_for_moments,
+    set_full,
+    whole_shape,
 )
 
 __all__ = [
@@ -27,12 +34,17 @@ __all__ = [
     "core_version",
     "expert_group_name",
     "find_facts",
+    "full_moment",
     "full_weight",
+    "link_moments",
+    "make_room_for_moments",
     "make_zero_engine",
     "mark_for_zero",
     "piece",
     "prepare",
     "prepare_deepspeed",
+    "set_full",
     "submodules_of",
+    "whole_shape",
     "zigzag",
 ]

@@ -125,11 +125,3 @@ def make_zero_engine(
         config_class=config,
         dont_change_device=True,
     )
-
-
-def full_weight(weight: Weight) -> torch.Tensor:
-    """This rank's float32 master of a weight, whole over the ranks that ZeRO has spread it over. Those all call it."""
-    from deepspeed.utils import safe_get_full_fp32_param
-
-    value = safe_get_full_fp32_param(weight)
-    return weight.detach().float() if value is None else value

@@ -171,7 +171,7 @@ def test_a_document_that_cannot_be_kept_is_refused_by_name(bad: DocumentRuns, dt
 @pytest.mark.parametrize(
     ("name", "keep", "message"),
     [
-        ("lengths", 6, "no int32 numbers"),
+        ("lengths", 6, "1.5 lengths, but"),
         ("lengths", 8, "lengths, but"),
         ("counts", 5, "no int32 numbers"),
         ("counts", 4, "do not fit"),

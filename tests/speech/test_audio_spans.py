@@ -18,7 +18,7 @@ from tests.audio_files import voice, write_sound
 def random_spans(seconds: float, num: int) -> list[tuple[float, float]]:
     """Starts and durations rounded to 1 ms, as corpora publish them."""
     rng = np.random.default_rng(0)
-    durations = np.round(rng.uniform(0.05, 0.6, num), 3)
+    durations = np.round(rng.uniform(0.05, 0.4, num), 3)
     return [(float(np.round(rng.uniform(0, seconds - d), 3)), float(d)) for d in durations]
 
 
@@ -29,10 +29,10 @@ def random_spans(seconds: float, num: int) -> list[tuple[float, float]]:
 def test_200_spans_of_a_long_file_equal_200_files_cut_out_of_it(
     tmp_path: Path, name: str, rate: int, channels: int
 ) -> None:
-    sound = voice(30, rate, channels)
+    sound = voice(20, rate, channels)
     path = write_sound(tmp_path / name, sound, rate, subtype="PCM_16")
     whole, _ = soundfile.read(path, dtype="int16")
-    for start, duration in random_spans(30, 200):
+    for start, duration in random_spans(20, 200):
         first = to_samples(start, rate)
         cut = tmp_path / "cut.wav"
         soundfile.write(cut, whole[first : first + to_samples(duration, rate)], rate, subtype="PCM_16")

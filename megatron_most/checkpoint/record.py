@@ -1,0 +1,100 @@
+"""What a checkpoint says of itself: `manifest.json`, whose own hash stands beside it.
+
+Tensors are named whole; each is made of pieces, boxes that some rank wrote into some file. Kinds are "weight" (float32
+masters and buffers) and the optimizer's moments. Everything needed to go on is here or in the files listed here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_most.checkpoint.pieces import Box
+from megatron_most.errors import CheckpointError
+from megatron_most.runtime import write_atomically
+
+FORMAT = "most-checkpoint-1"
+MANIFEST, SUM = "manifest.json", "manifest.sha256"
+KINDS = ("weight", "exp_avg", "exp_avg_sq")
+
+
+@dataclass(frozen=True)
+class StoredPiece:
+    """A box of a whole tensor in a file."""
+
+    file: str
+    key: str
+    start: Box
+    shape: Box
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A whole tensor and the pieces it is made of."""
+
+    shape: Box
+    dtype: str
+    pieces: tuple[StoredPiece, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """One checkpoint."""
+
+    step: int
+    attempt: int
+    """The claim under which it was written; a later attempt of the job has a higher number."""
+    tensors: dict[str, dict[str, StoredTensor]]
+    """kind -> name -> tensor."""
+    files: dict[str, tuple[int, str]]
+    """name -> (bytes, sha256)."""
+    training: dict[str, Any] = field(default_factory=dict)
+    """Plain values of the loop: position in the data, counters, optimizer steps."""
+    versions: dict[str, str] = field(default_factory=dict)
+
+    def save(self, folder: Path) -> str:
+        """Write manifest and sum; returns the sum."""
+        tensors = {
+            kind: {
+                name: [list(t.shape), t.dtype, [[p.file, p.key, list(p.start), list(p.shape)] for p in t.pieces]]
+                for name, t in named.items()
+            }
+            for kind, named in self.tensors.items()
+        }
+        body = {**vars(self), "tensors": tensors, "format": FORMAT}
+        text = json.dumps(body, separators=(",", ":"), sort_keys=True, allow_nan=False)
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        write_atomically(folder / MANIFEST, text)
+        write_atomically(folder / SUM, digest + "\n")
+        return digest
+
+
+def read_record(folder: Path) -> Record:
+    """The record, proven by its sum; files are not looked at."""
+    try:
+        data = (folder / MANIFEST).read_bytes()
+        wanted = (folder / SUM).read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise CheckpointError(f"{folder}: no whole checkpoint: {error}") from error
+    if hashlib.sha256(data).hexdigest() != wanted:
+        raise CheckpointError(f"{folder / MANIFEST}: damaged (its sha256 is not that of {SUM})")
+    try:
+        body = json.loads(data)
+        if body.pop("format") != FORMAT:
+            raise ValueError(f"not of format {FORMAT}")
+        body["files"] = {name: (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
+        body["tensors"] = {
+            kind: {name: _stored(entry) for name, entry in named.items()} for kind, named in body["tensors"].items()
+        }
+        return Record(**body)
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST}: not readable as a checkpoint ({error})") from error
+
+
+def _stored(entry: Any) -> StoredTensor:
+    shape, dtype, pieces = entry
+    made = tuple(StoredPiece(file, key, tuple(start), tuple(box)) for file, key, start, box in pieces)
+    return StoredTensor(tuple(shape), dtype, made)
