@@ -108,6 +108,13 @@ def test_ids_next_to_the_units_are_no_units(tmp_path: Path) -> None:
     assert (found.unit_counts[0], found.unit_counts[499], found.units) == (2, 1, 3)
 
 
+def test_a_document_of_many_sequences_counts_once_by_its_whole_length(tmp_path: Path) -> None:
+    runs = tuple(Run(np.zeros(8001, np.int32), TEXT, number % 2 == 0) for number in range(9))
+    [found] = count([write_dataset(tmp_path / "set", [DocumentRuns("a", runs), DocumentRuns("b", runs[:1])])])
+    assert found.lengths.tolist() == [8001, 9 * 8001] and found.length_counts.tolist() == [1, 1]
+    assert found.longest == 72009 and found.share_longer(4096) == 1 and found.share_longer(8001) == 0.5
+
+
 def test_percentiles_are_lengths_that_documents_have() -> None:
     draw = np.random.default_rng(0)
     info = load_free_info()
@@ -361,7 +368,7 @@ def test_the_settings_of_a_user_of_matplotlib_neither_matter_nor_change(tmp_path
     import matplotlib
 
     write_page([one], (), tmp_path / "plain.html")
-    with matplotlib.rc_context({"axes.facecolor": "red", "font.size": 30.0}):
+    with matplotlib.rc_context({"axes.titleweight": "bold", "xtick.bottom": False, "font.size": 30.0}):
         write_page([one], (), tmp_path / "other.html")
         assert matplotlib.rcParams["font.size"] == 30.0
     assert (tmp_path / "plain.html").read_bytes() == (tmp_path / "other.html").read_bytes()
