@@ -109,6 +109,46 @@ def run_ranks(
         return [torch.load(folder / f"result-{r}", weights_only=False) for r in range(world_size)]
 
 
+def launch_ranks(body: Callable[..., int], world_size: int, *args: Any, timeout: float = 120.0) -> list[int]:
+    """Fork processes that each call `body(launch, *args)`, which starts its own group; the codes they end with."""
+    processes = start_ranks(body, world_size, *args)
+    for process in processes:
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join()
+    return [process.exitcode for process in processes]
+
+
+def start_ranks(body: Callable[..., int], world_size: int, *args: Any) -> list[BaseProcess]:
+    """The same, without waiting for them."""
+    warm()
+    context: Any = multiprocessing.get_context("fork")
+    store = Path(tempfile.mkdtemp(prefix="ranks-")) / "store" if world_size > 1 else None
+    ranks = [
+        Launch(rank=r, world_size=world_size, local_rank=r, local_world_size=world_size, store_file=store)
+        for r in range(world_size)
+    ]
+    processes = [context.Process(target=_end_with, args=(body, rank, args)) for rank in ranks]
+    for process in processes:
+        process.start()
+    return processes
+
+
+def _end_with(body: Callable[..., int], launch: Launch, args: tuple) -> None:
+    import torch
+
+    torch.set_num_threads(1)  # before any torch work, as in _be
+    code = 1
+    try:
+        code = body(launch, *args)
+    except BaseException:
+        traceback.print_exc()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(code)
+
+
 def _be(launch: Launch, on_gpu: bool, timeout: float, folder: Path, body: Callable[..., Any], args: tuple) -> None:
     """The life of one rank. It ends by os._exit, so nothing of the parent's that it inherited runs at its end."""
     import torch

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 
 from megatron_most.checkpoint.pieces import Box, Piece, boxed
-from megatron_most.checkpoint.record import Record
+from megatron_most.checkpoint.record import Record, StoredPiece
+from megatron_most.checkpoint.tensor_file import DTYPES
 from megatron_most.errors import CheckpointError, DataError
 from megatron_most.runtime import confine, sha256_file
 
@@ -22,13 +23,15 @@ def verify_files(folder: Path, record: Record, rank: int = 0, ranks: int = 1) ->
     for name in sorted(record.files)[rank::ranks]:
         size, digest = record.files[name]
         path = _inside(folder, name)
-        if not path.is_file():
-            raise CheckpointError(f"{path}: missing; the checkpoint is not whole")
-        if path.stat().st_size != size:
-            raise CheckpointError(f"{path}: {path.stat().st_size} bytes where {size} were written")
-
-        if sha256_file(path) != digest:
-            raise CheckpointError(f"{path}: damaged (its sha256 is not that of the manifest)")
+        try:
+            if not path.is_file():
+                raise CheckpointError(f"{path}: missing; the checkpoint is not whole")
+            if path.stat().st_size != size:
+                raise CheckpointError(f"{path}: {path.stat().st_size} bytes where {size} were written")
+            if sha256_file(path) != digest:
+                raise CheckpointError(f"{path}: damaged (its sha256 is not that of the manifest)")
+        except OSError as error:  # a disk that fails is as good as a file that is not there
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
 
 
 class TensorReader:
@@ -50,37 +53,40 @@ class TensorReader:
             raise CheckpointError(
                 f"{self.folder}: {piece.name} has shape {list(stored.shape)}, the model wants {list(piece.whole)}"
             )
-        out, filled = None, 0
+        out, filled = torch.empty(piece.shape, dtype=DTYPES[stored.dtype]), 0
         for part in stored.pieces:
             start = tuple(map(max, part.start, piece.start))
             stop = tuple(
                 min(a + n, b + m) for a, n, b, m in zip(part.start, part.shape, piece.start, piece.shape, strict=True)
             )
-            shape = tuple(b - a for a, b in zip(start, stop, strict=True))
-            if any(n <= 0 for n in shape):
+            shape = _minus(stop, start)
+            if min(shape, default=1) <= 0:
                 continue
-            data = self._slice(part.file, part.key, _minus(start, part.start), shape)
-            if tuple(data.shape) != shape:
-                raise CheckpointError(f"{self.folder / part.file}: {part.key} has not the shape its manifest says")
-            if out is None:
-                out = torch.empty(piece.shape, dtype=data.dtype)
+            data = self._slice(part, _minus(start, part.start), shape)
+            if data.dtype != out.dtype:
+                raise CheckpointError(f"{self.folder / part.file}: {part.key} is of {data.dtype}, not {stored.dtype}")
             out[boxed(_minus(start, piece.start), shape)] = data
             filled += prod(shape)
-        if out is None or filled != prod(piece.shape):
-            raise CheckpointError(f"{self.folder}: {filled} of {prod(piece.shape)} numbers of {piece.name} are there")
+        if filled != out.numel():
+            raise CheckpointError(f"{self.folder}: {filled} of {out.numel()} numbers of {piece.name} are there")
         return out
 
-    def _slice(self, file: str, key: str, start: Box, shape: Box) -> torch.Tensor:
+    def _slice(self, part: StoredPiece, start: Box, shape: Box) -> torch.Tensor:
         from safetensors import SafetensorError, safe_open
 
+        path = self.folder / part.file
+        if part.file not in self.record.files:
+            raise CheckpointError(f"{path}: not among the files of the manifest, so nothing proves it")
         try:
-            if file not in self._files:
-                self._files[file] = safe_open(_inside(self.folder, file), framework="pt")
-            if not shape:
-                return self._files[file].get_tensor(key)
-            return self._files[file].get_slice(key)[boxed(start, shape)]
+            if part.file not in self._files:
+                self._files[part.file] = safe_open(_inside(self.folder, part.file), framework="pt")
+            file = self._files[part.file]
+            there = tuple(file.get_slice(part.key).get_shape())
+            if there != part.shape:
+                raise CheckpointError(f"{path}: {part.key} has shape {list(there)}, not {list(part.shape)}")
+            return file.get_slice(part.key)[boxed(start, shape)] if shape else file.get_tensor(part.key)
         except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{self.folder / file}: {key} cannot be read: {error}") from error
+            raise CheckpointError(f"{path}: {part.key} cannot be read: {error}") from error
 
 
 def _minus(a: Box, b: Box) -> Box:

@@ -8,8 +8,10 @@ and up projections lie in one weight. ZeRO-3 empties local tensors, hence "befor
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import product
 from math import prod
 
 import torch
@@ -51,6 +53,27 @@ def boxed(start: Box, shape: Box) -> tuple[slice, ...]:
     return tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))
 
 
+def require_cover(name: str, whole: Box, boxes: Iterable[tuple[Box, Box]]) -> None:
+    """CheckpointError unless the boxes (start, shape) fill the whole tensor, every number once.
+
+    A box is the sum of its signed corners, as [a, b) is the step at a less the step at b. So boxes add up to the whole
+    just where their corners do, however they lie; to count numbers would let an overlap make up for a gap.
+    """
+    boxes = list(boxes)
+    corners: Counter[Box] = Counter()
+    for sign, start, shape in [(-1, (0,) * len(whole), whole), *((1, *box) for box in boxes)]:
+        if not len(start) == len(shape) == len(whole) or min(shape, default=0) < 0:
+            raise CheckpointError(f"{name}: {list(shape)} at {list(start)} is no box of the shape {list(whole)}")
+        for ends in product((0, 1), repeat=len(whole)):
+            at = tuple(a + n * end for a, n, end in zip(start, shape, ends, strict=True))
+            corners[at] += sign * (-1) ** sum(ends)
+    if any(corners.values()):
+        held = sum(prod(shape) for _, shape in boxes)
+        raise CheckpointError(
+            f"{name}: the {len(boxes)} pieces of it, with {held} numbers, do not fill its shape {list(whole)} exactly"
+        )
+
+
 def find_pieces(model: torch.nn.Module, expert_at: Sequence[int]) -> dict[str, list[Piece]]:
     """local name -> its boxes. `expert_at`: the published id of the expert in each slot."""
     found: dict[str, list[Piece]] = {}
@@ -66,15 +89,19 @@ def find_pieces(model: torch.nn.Module, expert_at: Sequence[int]) -> dict[str, l
         if not all(isinstance(part, ShardedTensor) for part in built):
             raise CheckpointError(f"{local}: Core describes it in a way unknown here ({type(entry).__name__})")
         found[local] = [_piece(local, tensors[local], part, expert_at) for part in built]
-    missing = sorted({name for name, _ in model.named_parameters()} - set(found))
+    kept = set(model.state_dict()) & set(tensors)  # without what is made again with the model, such as rotary tables
+    missing = sorted(kept - set(found))
     if missing:
-        raise CheckpointError(f"{missing[0]}: a weight that Core's sharded state leaves out; it would not be saved")
+        raise CheckpointError(f"{missing[0]}: left out of Core's sharded state; it would not be saved")
+    for local, pieces in found.items():
+        require_cover(local, tuple(tensors[local].shape), [(piece.local_start, piece.shape) for piece in pieces])
     return found
 
 
 def _piece(local: str, tensor: torch.Tensor, part: ShardedTensor, expert_at: Sequence[int]) -> Piece:
     data = part.data
     assert data is not None and data.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr(), "a view"
+    assert data.stride() == tensor.stride(), "a box of it, not turned"
     offset, local_start = data.storage_offset() - tensor.storage_offset(), []
     for stride in tensor.stride():
         local_start.append(offset // stride)
@@ -94,7 +121,7 @@ def divide_work(held: Sequence[Sequence[tuple[str, Box, Box, Box]]]) -> list[set
     """For each rank the places it writes. `held`: for each rank (name, start, shape, whole) of all it holds.
 
     Every place is written once, by one of its holders, the one with least to write so far. CheckpointError where the
-    places of all ranks together leave a gap in a tensor.
+    places of all ranks together leave a gap in a tensor, or overlap without being equal.
     """
     holders: dict[tuple[str, Box, Box], list[int]] = {}
     wholes: dict[str, Box] = {}
@@ -103,17 +130,16 @@ def divide_work(held: Sequence[Sequence[tuple[str, Box, Box, Box]]]) -> list[set
             holders.setdefault((name, start, shape), []).append(rank)
             if wholes.setdefault(name, whole) != whole:
                 raise CheckpointError(f"{name}: shape {whole} on rank {rank}, {wholes[name]} elsewhere")
-    filled: dict[str, int] = dict.fromkeys(wholes, 0)
+    boxes: dict[str, list[tuple[Box, Box]]] = {name: [] for name in wholes}
     work: list[set[tuple[str, Box, Box]]] = [set() for _ in held]
     load = [0] * len(held)
     for place in sorted(holders, key=lambda place: (-prod(place[2]), place)):
         rank = min(holders[place], key=lambda rank: (load[rank], rank))
         work[rank].add(place)
         load[rank] += prod(place[2])
-        filled[place[0]] += prod(place[2])
+        boxes[place[0]].append(place[1:])
     for name, whole in wholes.items():
-        if filled[name] != prod(whole):
-            raise CheckpointError(f"{name}: all ranks together hold {filled[name]} of its {prod(whole)} numbers")
+        require_cover(name, whole, boxes[name])
     return work
 
 

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_most.checkpoint.pieces import Box
+from megatron_most.checkpoint.pieces import Box, require_cover
+from megatron_most.checkpoint.tensor_file import DTYPES
 from megatron_most.errors import CheckpointError
 from megatron_most.runtime import write_atomically
 
@@ -73,13 +74,13 @@ class Record:
 
 
 def read_record(folder: Path) -> Record:
-    """The record, proven by its sum; files are not looked at."""
+    """The record, proven by its sum and complete in itself; files are not looked at."""
     try:
         data = (folder / MANIFEST).read_bytes()
-        wanted = (folder / SUM).read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
+        wanted = (folder / SUM).read_bytes()
+    except OSError as error:
         raise CheckpointError(f"{folder}: no whole checkpoint: {error}") from error
-    if hashlib.sha256(data).hexdigest() != wanted:
+    if f"{hashlib.sha256(data).hexdigest()}\n".encode() != wanted:
         raise CheckpointError(f"{folder / MANIFEST}: damaged (its sha256 is not that of {SUM})")
     try:
         body = json.loads(data)
@@ -87,14 +88,18 @@ def read_record(folder: Path) -> Record:
             raise ValueError(f"not of format {FORMAT}")
         body["files"] = {name: (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
         body["tensors"] = {
-            kind: {name: _stored(entry) for name, entry in named.items()} for kind, named in body["tensors"].items()
+            kind: {name: _stored(name, entry) for name, entry in named.items()}
+            for kind, named in body["tensors"].items()
         }
         return Record(**body)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (CheckpointError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: not readable as a checkpoint ({error})") from error
 
 
-def _stored(entry: Any) -> StoredTensor:
+def _stored(name: str, entry: Any) -> StoredTensor:
     shape, dtype, pieces = entry
-    made = tuple(StoredPiece(file, key, tuple(start), tuple(box)) for file, key, start, box in pieces)
+    if dtype not in DTYPES:
+        raise ValueError(f"{name} is of {dtype}, which is unknown")
+    made = tuple(StoredPiece(str(file), str(key), tuple(start), tuple(box)) for file, key, start, box in pieces)
+    require_cover(name, tuple(shape), [(piece.start, piece.shape) for piece in made])
     return StoredTensor(tuple(shape), dtype, made)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from megatron_most.checkpoint.load import TensorReader
-from megatron_most.checkpoint.pieces import Piece
+from megatron_most.checkpoint.pieces import Piece, require_cover
 from megatron_most.errors import CheckpointError
 
 
@@ -23,6 +23,7 @@ class LocalTensors:
         stored = [self._reader.has(kind, piece.name) for piece in boxes]
         if kind != "weight" and not any(stored):
             return None
+        require_cover(local, tuple(shape), [(piece.local_start, piece.shape) for piece in boxes])
         parts = [(piece, self._reader.read(kind, piece)) for piece in boxes]
         out = torch.empty(tuple(shape), dtype=parts[0][1].dtype)
         for piece, part in parts:

@@ -1,24 +1,35 @@
 """The folder of a run's checkpoints: which there are, which is the newest whole one, and how one is added.
 
-A checkpoint is a folder `step-00000500`, there whole or not at all. `latest` names the newest, and is written after it;
-where `latest` is lost or wrong, the folders themselves are looked through, newest first, and that is said.
+A checkpoint is a folder `step-00000500`, there whole or not at all: one rename adds it, and the same rename takes away
+what it replaces. `latest` names the newest, and is written after it; where `latest` is lost or wrong, the folders
+themselves decide, newest first, and that is said. An attempt that went back to an earlier step takes the place of all
+that was saved after it, and an older attempt can add nothing to what a newer one has saved.
 """
 
 from __future__ import annotations
 
 import json
 import re
+import secrets
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
+from typing import Any, TypeVar
 
 from megatron_most.checkpoint.record import Record, read_record
 from megatron_most.errors import CheckpointError
-from megatron_most.runtime import get_logger, sync_folder, write_atomically
+from megatron_most.runtime import agree, get_logger, sync_folder, write_atomically
 
 LATEST = "latest"
-_STEP = re.compile(r"step-(\d{8,})")
+_STEP = re.compile(r"step-([0-9]{8,})")
+_ASIDE = re.compile(r"\.replaced-by-([0-9]{8,})\.step-([0-9]{8,})")
 _log = get_logger(__name__)
+T = TypeVar("T")
+
+
+class TakenOver(CheckpointError):
+    """A newer attempt of the job owns the run: this one saves nothing more and had better end."""
 
 
 class Shelf:
@@ -30,72 +41,173 @@ class Shelf:
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
 
-    def draft(self, step: int, attempt: int) -> Path:
-        """Where a checkpoint is written before it has its name."""
-        return self.folder / f".step-{step:08d}.attempt-{attempt}"
+    def draft(self, step: int, attempt: int, save: str) -> Path:
+        """Where a checkpoint is written before it has its name; `save` tells every writing of it from every other."""
+        return self.folder / f".step-{step:08d}.attempt-{attempt}.{save}"
 
     def steps(self) -> list[int]:
         """Of all checkpoints, the newest first."""
-        if not self.folder.is_dir():
-            return []
-        found = [_STEP.fullmatch(path.name) for path in self.folder.iterdir() if path.is_dir()]
-        return sorted((int(match[1]) for match in found if match), reverse=True)
+        return sorted(self._folders(), reverse=True)
 
-    def publish(self, draft: Path, step: int, digest: str) -> None:
-        """Give the draft its name, then say so in `latest`."""
-        target = self.path(step)
-        if target.exists():  # of an attempt that went back and came here again: the new one takes its place
-            trash = self.folder / f".old-{target.name}"
-            shutil.rmtree(trash, ignore_errors=True)
-            target.rename(trash)
-            shutil.rmtree(trash, ignore_errors=True)
-        sync_folder(draft)
-        draft.rename(target)
+    def last_attempt(self) -> int:
+        """The highest attempt that has saved a checkpoint here; 0 where none has."""
+        found = [(self._latest() or {}).get("attempt", 0)]
+        for _, folder in sorted(self._folders().items(), reverse=True):
+            with suppress(CheckpointError):
+                found.append(read_record(folder).attempt)
+                break
+        return max(found)
+
+    def publish(self, draft: Path, step: int, digest: str, attempt: int = 0) -> None:
+        """Give the draft its name, then say so in `latest`. TakenOver where a newer attempt has saved here.
+
+        What is there of this step and of later ones is left by an attempt that went back: it is put aside first, and
+        counts until the draft has its name. A kill in between leaves all of it, or the new one alone.
+        """
+        self._refuse(attempt, (self._latest() or {}).get("attempt", 0))
+        self._settle()
+        moved: list[tuple[Path, Path]] = []
+        try:
+            for later in sorted(there for there in self.steps() if there >= step):  # `step` first: see _settle
+                aside = self.folder / f".replaced-by-{step:08d}.{self.path(later).name}"
+                self.path(later).rename(aside)
+                moved.append((self.path(later), aside))
+                self._refuse(attempt, _attempt_of(aside))
+            sync_folder(draft)
+            draft.rename(self.path(step))
+        except BaseException:
+            for place, aside in reversed(moved):
+                with suppress(OSError):
+                    aside.rename(place)
+            raise
         sync_folder(self.folder)
-        write_atomically(self.folder / LATEST, json.dumps({"step": step, "manifest_sha256": digest}) + "\n")
+        said = {"step": step, "attempt": attempt, "manifest_sha256": digest}
+        write_atomically(self.folder / LATEST, json.dumps(said) + "\n")
+        self._settle()
 
     def thin_out(self, keep: int) -> None:
-        """Remove all but the newest `keep` checkpoints, and drafts that nobody finishes any more; 0 keeps all."""
+        """Remove all but the newest `keep` checkpoints; 0 keeps all."""
         for step in self.steps()[keep:] if keep else []:
-            trash = self.folder / f".old-{self.path(step).name}"
-            self.path(step).rename(trash)
-        for path in self.folder.glob(".old-*"):
-            shutil.rmtree(path, ignore_errors=True)
+            self.discard(self._folders()[step])
+
+    def discard(self, folder: Path) -> None:
+        """Remove a folder: for all who look at once, its files after that."""
+        trash = self.folder / f".old-{secrets.token_hex(4)}{folder.name}"
+        with suppress(FileNotFoundError):
+            folder.rename(trash)
+        shutil.rmtree(trash, ignore_errors=True)
 
     def clear_drafts(self) -> None:
-        """At the start of an attempt, which holds the claim: what others left unfinished goes."""
-        for pattern in (".step-*", ".old-*"):
-            for path in self.folder.glob(pattern):
-                shutil.rmtree(path, ignore_errors=True)
+        """At the start of an attempt, which holds the claim: what others left unfinished goes.
+
+        A former attempt that still lives then has nothing left to publish, even if it has just found its claim good.
+        """
+        self._settle()
+        for draft in self.folder.glob(".step-*"):
+            self.discard(draft)
+        for trash in self.folder.glob(".old-*"):
+            shutil.rmtree(trash, ignore_errors=True)
+        for torn in self.folder.glob(f".{LATEST}.*.tmp"):
+            torn.unlink(missing_ok=True)
 
     def find_newest(self, verify: Callable[[Path, Record], None]) -> tuple[Path, Record] | None:
         """The newest checkpoint that `verify` finds whole; None where there is none at all.
 
-        Every rank must come to the same answer: `verify` agrees with the others. CheckpointError where there are
-        checkpoints and none is whole.
+        All ranks call it and come to the same answer: a folder that one of them finds damaged is passed over by all.
+        CheckpointError where there are checkpoints and none is whole.
         """
-        steps = self.steps()
-        if not steps:
+        folders = _as_rank_0(sorted(self._folders().items(), reverse=True))
+        if not folders:
             return None
-        self._compare_with_latest(steps[0])
+        self._compare_with_latest(folders[0][0])
         wrong = []
-        for step in steps:
-            folder = self.path(step)
+        for step, folder in folders:
             try:
-                record = read_record(folder)
-                verify(folder, record)
+                record = _together(lambda step=step, folder=folder: _read(step, folder))  # type: ignore[misc]
+                _together(lambda folder=folder, record=record: verify(folder, record))  # type: ignore[misc]
             except CheckpointError as error:
                 _log.warning("%s is not whole: %s; trying the one before", folder.name, error)
                 wrong.append(str(error))
                 continue
             return folder, record
-        raise CheckpointError(f"{self.folder}: none of {len(steps)} checkpoints is whole; the newest: {wrong[0]}")
+        raise CheckpointError(f"{self.folder}: none of {len(folders)} checkpoints is whole; the newest: {wrong[0]}")
+
+    def _folders(self) -> dict[int, Path]:
+        """step -> folder, those put aside for one that never came included."""
+        found: dict[int, Path] = {}
+        for path in sorted(self.folder.iterdir()) if self.folder.is_dir() else []:  # those put aside come first
+            aside = _ASIDE.fullmatch(path.name)
+            if aside and not self.path(int(aside[1])).exists():
+                found[int(aside[2])] = path
+            elif (named := _STEP.fullmatch(path.name)) and path.is_dir():
+                found[int(named[1])] = path
+        return found
+
+    def _settle(self) -> None:
+        """Finish what a kill left half done: what was put aside goes, or back where its successor never came.
+
+        The successor's own step was moved first, so that its name is free until the very rename that adds it.
+        """
+        for path in self.folder.glob(".replaced-by-*"):
+            if aside := _ASIDE.fullmatch(path.name):
+                successor, own = self.path(int(aside[1])), self.path(int(aside[2]))
+                if successor.exists() or own.exists():
+                    self.discard(path)
+                else:
+                    path.rename(own)
+
+    def _refuse(self, attempt: int, found: int) -> None:
+        if found > attempt:
+            raise TakenOver(
+                f"{self.folder}: attempt {found} of this run has saved here, so attempt {attempt} saves nothing more"
+            )
+
+    def _latest(self) -> dict[str, Any] | None:
+        try:
+            said = json.loads((self.folder / LATEST).read_bytes())
+            return {"step": int(said["step"]), "attempt": int(said["attempt"])}
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            _log.warning("%s: cannot be read (%r); the folders decide", self.folder / LATEST, error)
+            return None
 
     def _compare_with_latest(self, newest: int) -> None:
-        try:
-            named = json.loads((self.folder / LATEST).read_text())["step"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
-            _log.warning("%s: cannot be read (%s); the folders were looked through", self.folder / LATEST, error)
-            return
-        if named != newest:
-            _log.warning("%s: names step %s, but step %d is there; taking the newest whole one", LATEST, named, newest)
+        said = self._latest()
+        if said is None or said["step"] != newest:
+            words = "is not there" if said is None else f"names step {said['step']}"
+            _log.warning("%s: %s, but step %d is there; taking the newest whole one", LATEST, words, newest)
+
+
+def _read(step: int, folder: Path) -> Record:
+    record = read_record(folder)
+    if record.step != step:
+        raise CheckpointError(f"{folder}: holds step {record.step}, so it is not what its name says")
+    return record
+
+
+def _attempt_of(folder: Path) -> int:
+    with suppress(CheckpointError):
+        return read_record(folder).attempt
+    return 0  # nobody can use it any more
+
+
+def _together(act: Callable[[], T]) -> T:
+    """What `act` returns, or on all ranks alike the CheckpointError that it raised on any of them."""
+    result, wrong = None, None
+    try:
+        result = act()
+    except CheckpointError as error:
+        wrong = error
+    agree(wrong)
+    return result  # type: ignore[return-value]
+
+
+def _as_rank_0(value: T) -> T:
+    """What rank 0 sees: shared file systems show a new name to one node before another."""
+    import torch.distributed as dist
+
+    box = [value]
+    if dist.is_initialized() and dist.get_world_size() > 1:
+        dist.broadcast_object_list(box)
+    return box[0]

@@ -14,6 +14,8 @@ from pathlib import Path
 
 import torch
 
+from megatron_most.errors import CheckpointError
+
 _NAMES = {
     torch.float32: "F32",
     torch.float64: "F64",
@@ -21,9 +23,13 @@ _NAMES = {
     torch.float16: "F16",
     torch.int64: "I64",
     torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _NAMES}
+"""What can be stored, by the name that manifests give it."""
 _BLOCK = 1 << 24
 
 
@@ -32,6 +38,8 @@ def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[int,
     head: dict[str, object] = {}
     at = 0
     for key, tensor in tensors.items():
+        if tensor.dtype not in _NAMES:
+            raise CheckpointError(f"{path}: {key} is of {tensor.dtype}, which has no place in a checkpoint")
         size = tensor.numel() * tensor.element_size()
         head[key] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
         at += size

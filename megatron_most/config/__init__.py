@@ -16,6 +16,7 @@ from megatron_most.config.schema import (
     MoEConfig,
     RecomputeConfig,
     RunConfig,
+    TaskConfig,
     TokensConfig,
     TrainConfig,
 )
@@ -33,6 +34,7 @@ __all__ = [
     "RecomputeConfig",
     "RunConfig",
     "Size",
+    "TaskConfig",
     "TokensConfig",
     "TrainConfig",
     "build",

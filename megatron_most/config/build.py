@@ -6,7 +6,14 @@ experts here; what upstream libraries would get wrong without a word is the tabl
 
 from __future__ import annotations
 
-from megatron_most.config.checks import check_divides, check_experts, check_model, check_numbers, check_train
+from megatron_most.config.checks import (
+    check_data,
+    check_divides,
+    check_experts,
+    check_model,
+    check_numbers,
+    check_train,
+)
 from megatron_most.config.partition import ExpertGroup, parse_groups, place
 from megatron_most.config.plan import Facts, LayoutPlan, MoEPlan, Plan
 from megatron_most.config.refusals import refuse
@@ -24,6 +31,7 @@ def build(config: RunConfig, facts: Facts) -> Plan:
     tokens = token_map(config.tokens)
     check_divides("layout.tensor", layout.tensor, "the vocabulary's rows", tokens.vocab_size)
     check_train(config.train, config.model, layout)
+    check_data(config.data)
     refuse(config, layout, facts)
     rows_at_once = config.train.micro_batch_size * layout.data
     micro_batches = -(-config.train.global_batch_size // rows_at_once)
@@ -32,6 +40,10 @@ def build(config: RunConfig, facts: Facts) -> Plan:
 
 def token_map(config: TokensConfig) -> TokenMap:
     """The vocabulary a config names."""
+    if (config.backbone == "file") != (config.file is not None):
+        raise ConfigError("tokens.file", config.file, 'belongs to tokens.backbone = "file"', "give both or neither")
+    if config.file is not None:
+        return TokenMap.load(config.file)
     if config.backbone == "deepseek":
         return deepseek_token_map(num_units=config.num_units, multiple=config.multiple)
     if config.backbone == "llama":

@@ -10,7 +10,15 @@ from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
 from megatron_most.config.plan import LayoutPlan
-from megatron_most.config.schema import LayoutConfig, ModelConfig, MoEConfig, RunConfig, TrainConfig
+from megatron_most.config.schema import (
+    DataConfig,
+    LayoutConfig,
+    ModelConfig,
+    MoEConfig,
+    RunConfig,
+    TaskConfig,
+    TrainConfig,
+)
 from megatron_most.errors import ConfigError
 
 AT_LEAST_ONE = {
@@ -19,12 +27,14 @@ AT_LEAST_ONE = {
     + ("rope_original_length", "max_positions"),
     "layout": ("tensor", "pipeline", "context", "expert", "expert_tensor"),
     "recompute": ("num_layers",),
-    "train": ("steps", "sequence_length", "micro_batch_size", "global_batch_size"),
+    "train": ("steps", "sequence_length", "micro_batch_size", "global_batch_size", "max_skipped"),
+    "data": ("window", "validation_documents"),
 }
 NOT_NEGATIVE = {
     "model": ("wave_size", "init_std"),
     "moe": ("num_experts", "shared_hidden_size", "aux_coefficient", "z_coefficient", "bias_rate"),
-    "train": ("learning_rate", "weight_decay", "clip"),
+    "train": ("learning_rate", "weight_decay", "clip", "warmup_steps", "decay_steps", "end_ratio", "validate_every"),
+    "checkpoint": ("every", "keep"),
 }
 ABOVE_ZERO = {  # a norm of zeros and an expert without gradients divide by these alone
     "model": ("norm_eps",),
@@ -168,3 +178,33 @@ def check_train(train: TrainConfig, model: ModelConfig, layout: LayoutPlan) -> N
             raise ConfigError("train.betas", train.betas, wrong, "use 0 or more and less than 1")
     if not 0 <= train.seed < 2**32:  # numpy has no more, and two seeds must not mean the same
         raise ConfigError("train.seed", train.seed, "not in 0..4294967295", "use a number in that range")
+    _check_schedule(train)
+
+
+def _check_schedule(train: TrainConfig) -> None:
+    if train.warmup_steps >= train.steps and train.warmup_steps:
+        raise ConfigError("train.warmup_steps", train.warmup_steps, f"train.steps is {train.steps}", "use fewer")
+    if (train.schedule == "wsd") != (train.decay_steps > 0):
+        wrong = f"train.schedule is {train.schedule}"
+        raise ConfigError("train.decay_steps", train.decay_steps, wrong, "give steps to wsd, and 0 to the others")
+    if train.warmup_steps + train.decay_steps > train.steps:
+        wrong = f"with train.warmup_steps {train.warmup_steps} more than train.steps {train.steps}"
+        raise ConfigError("train.decay_steps", train.decay_steps, wrong, "use fewer")
+    if train.end_ratio > 1:
+        raise ConfigError("train.end_ratio", train.end_ratio, "would let the rate rise", "use 0 to 1")
+
+
+def check_data(data: DataConfig) -> None:
+    """Tasks: a weight has datasets, and datasets have a weight."""
+    for field in fields(data):
+        task = getattr(data, field.name)
+        if not isinstance(task, TaskConfig):
+            continue
+        weight, train = task.weight, task.train
+        if weight < 0:
+            raise ConfigError(f"data.{field.name}.weight", weight, "must not be negative", "use 0 or more")
+        if weight and not train:
+            raise ConfigError(f"data.{field.name}.train", train, f"the weight is {weight:g}", "name its datasets")
+        if train and not weight:
+            remedy = "give it a weight, or leave the datasets out"
+            raise ConfigError(f"data.{field.name}.weight", weight, "its datasets would never be read", remedy)

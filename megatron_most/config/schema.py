@@ -17,8 +17,12 @@ Scalar = bool | int | float | str
 class TokensConfig:
     """The vocabulary: a backbone's own tokens, the speech units and their markers."""
 
-    backbone: Literal["deepseek", "llama", "tiny"] = "deepseek"
-    """Whose text vocabulary: deepseek (102400 rows), llama (128256 rows), tiny (small numbers, for tests and demos)."""
+    backbone: Literal["deepseek", "llama", "tiny", "file"] = "deepseek"
+    """Whose text vocabulary: deepseek (102400 rows), llama (128256 rows), tiny (small numbers, for tests and demos), or
+    that of `file`.
+    """
+    file: str | None = None
+    """backbone = "file": a token_map.json, as data preparation and checkpoints hold it; it decides the other fields."""
     num_units: int = 500
     """Speech units, one token each."""
     multiple: int = 128
@@ -165,6 +169,53 @@ class EngineConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TaskConfig:
+    """One task of the blend."""
+
+    weight: float = 0.0
+    """Share of the documents drawn, beside the other tasks' weights; 0 = not used."""
+    train: tuple[str, ...] = ()
+    """Folders of datasets, read as one."""
+    valid: tuple[str, ...] = ()
+    """Folders of validation datasets; may be given without a weight."""
+    long: Literal["default", "drop", "split", "cut_left", "refuse"] = "default"
+    """Documents longer than a row: leave them out, split them into rows, keep their end, or stop. default: split
+    text-lm, audio-lm and interleaved, drop the others.
+    """
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataConfig:
+    """What a phase learns from."""
+
+    asr: TaskConfig = field(default_factory=TaskConfig)
+    tts: TaskConfig = field(default_factory=TaskConfig)
+    text_lm: TaskConfig = field(default_factory=TaskConfig)
+    audio_lm: TaskConfig = field(default_factory=TaskConfig)
+    interleaved: TaskConfig = field(default_factory=TaskConfig)
+    speech_instruct: TaskConfig = field(default_factory=TaskConfig)
+    text_instruct: TaskConfig = field(default_factory=TaskConfig)
+    window: int = 2048
+    """Documents that are packed into rows together."""
+    validation_documents: int = 256
+    """Of each validation set, its first."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept of a run, and where."""
+
+    folder: str = "runs/{name}"
+    """The run's folder; {name} is the run's name. Checkpoints, metrics and the resolved recipe go there."""
+    every: int = 500
+    """Steps between two checkpoints; the last step is always saved. 0 = only the last."""
+    keep: int = 3
+    """How many stay; 0 = all."""
+    start_from: str | None = None
+    """A checkpoint's folder whose weights a new run begins with, as phase 2 does with phase 1's."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One phase of training."""
 
@@ -178,6 +229,20 @@ class TrainConfig:
     global_batch_size: int = 512
     """Packed rows per optimizer step over all ranks."""
     learning_rate: float = 1e-5
+    """At its highest."""
+    schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
+    """How it falls after the warm-up, to end_ratio times itself at the last step. wsd: it stays, and falls linearly
+    over the last decay_steps.
+    """
+    warmup_steps: int = 0
+    """Steps in which it rises linearly from 0."""
+    decay_steps: int = 0
+    """wsd: steps of the fall."""
+    end_ratio: float = 0.0
+    validate_every: int = 0
+    """Steps between two validations; 0 = none."""
+    max_skipped: int = 10
+    """Steps in a row with a gradient that is not finite before the run stops."""
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
     weight_decay: float = 0.0
@@ -197,6 +262,8 @@ class RunConfig:
     layout: LayoutConfig = field(default_factory=LayoutConfig)
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
     core: dict[str, Scalar] = field(default_factory=dict)
     """More settings of Megatron-Core's TransformerConfig, by upstream name; what we set or cannot keep true is

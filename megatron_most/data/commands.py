@@ -24,6 +24,8 @@ from megatron_most.data.merge import merge
 from megatron_most.data.overlap import load_evaluation_set
 from megatron_most.data.rows import ChatRow, TextRow
 from megatron_most.data.shards import find_shard
+from megatron_most.data.stats import as_text, count, count_speakers
+from megatron_most.data.stats_page import find_examples, require_page, write_page
 from megatron_most.data.tasks import TaskOptions
 from megatron_most.data.templates import load_templates
 from megatron_most.data.tokenizer import fit_tokenizer, load_tokenizer, token_map_for
@@ -246,13 +248,26 @@ class Stats:
     out: Path | None = None
     """An HTML page; not set = numbers only."""
     manifest: Path | None = None
-    """With --units: for playable examples on the page."""
+    """Speakers' hours for the page; with --units, playable examples too."""
     units: Path | None = None
     audio_root: Path | None = None
     """Where the audio is, if it has moved since the manifest was made."""
 
     def run(self) -> None:
-        raise NotImplementedError
+        if (self.manifest or self.units or self.audio_root) and not self.out:
+            raise DataError("--manifest, --units and --audio-root are for the page: give --out too, or none of them")
+        if (self.units or self.audio_root) and not self.manifest:
+            raise DataError("--units and --audio-root need --manifest: the one that the units were made from")
+        if self.out:
+            require_page(self.out)
+        manifest = open_manifest(self.manifest) if self.manifest else None
+        units = open_units(self.units) if self.units else None
+        found = count(self.datasets)
+        print(as_text(found), end="")
+        if self.out:
+            examples = find_examples(manifest, units, self.audio_root) if manifest and units else ()
+            write_page(found, examples, self.out, count_speakers(manifest) if manifest else ())
+            say("%s: %d examples", self.out, len(examples))
 
 
 def _token_map(name: str, tokenizer: Path, num_units: int) -> TokenMap:

@@ -196,6 +196,11 @@ class Reader:
         """Data rank `rank`'s micro-batches of a step of these rows; as many on each rank."""
         return [self.batch(dealt) for dealt in deal_rows(rows, rank, ranks, micro_batch_size)]
 
+    @property
+    def validation_names(self) -> tuple[str, ...]:
+        """Tasks that have a validation set."""
+        return tuple(self._validation)
+
     def validation_batches(self, task: str, rank: int, ranks: int, micro_batch_size: int) -> Iterator[PackedBatch]:
         """Data rank `rank`'s part of a validation set; as many on each rank."""
         return (self.batch(dealt) for dealt in deal_rows(self.validation_rows(task), rank, ranks, micro_batch_size))

@@ -65,7 +65,8 @@ class AudioInfo:
 def probe(path: str | Path) -> AudioInfo:
     """Look a file over. AudioError where it is damaged, cut off or holds no samples.
 
-    Nothing is decoded, but for MP3 without a Xing header, raw AAC, WebM and AMR: their samples have to be counted.
+    At most the last samples are decoded, but for MP3 without a Xing header, raw AAC, WebM and AMR: those do not state
+    their length, so it is counted.
     """
     path = Path(path)
     with _open_file(path) as (file, found), _decoder(file, path, found) as sound:

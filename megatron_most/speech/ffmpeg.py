@@ -3,7 +3,8 @@
 MP3 comes here too: libmpg123 inside libsndfile writes to stderr, and its seeks in files of variable rate were seen to
 land wrongly. A reader seeks 2 s ahead of the span and drops what comes before, so that a codec with a memory has it
 filled; formats whose time stamps are too coarse to count samples (WebM, AMR, raw AAC) and G.722, whose memory is long,
-are decoded from the start. FFmpeg is told the format and never guesses: guessing opens play lists.
+are decoded from the start. So is the first minute of MP4: AAC fills some bands with random numbers, which after a seek
+are other ones. FFmpeg is told the format and never guesses: guessing opens play lists.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ _FFMPEG_NAMES |= {"mp3": "mp3", "flac": "flac", "wav": "wav", "ogg": "ogg", "aif
 _SEEKABLE = {"m4a", "mp3", "wav", "ogg", "aiff", "au", "caf"}
 _STATES_LENGTH = {"m4a", "g722", "wav", "aiff", "au", "caf"}  # and mp3 where it has a Xing header
 _PRE_ROLL_S = 2.0
+_FROM_START_S = {"m4a": 60.0}
 
 
 class FfmpegFile:
@@ -84,14 +86,19 @@ class FfmpegFile:
         """Decoded blocks and the sample each begins at, from one at or before `start`."""
         stream, rate = self._stream, self.sample_rate
         origin = stream.start_time or 0
-        ahead = start - int(_PRE_ROLL_S * rate) if self._found in _SEEKABLE else 0
-        if ahead <= 0:
+        ahead = start - int(_PRE_ROLL_S * rate)
+        if self._found not in _SEEKABLE or ahead <= 0 or start < _FROM_START_S.get(self._found, 0.0) * rate:
             yield from self._blocks_from_here()
             return
-        self._container.seek(origin + int(ahead / rate / stream.time_base), stream=stream, backward=True)
+        try:
+            self._container.seek(origin + int(ahead / rate / stream.time_base), stream=stream, backward=True)
+        except self._error as error:
+            raise DecodeError(_short_message(error)) from error
         at: int | None = None
         for frame in self._frames(is_lenient=True):
             if at is None or at < start:  # up to the span the time stamps count, even over a gap
+                if frame.pts is None:
+                    break
                 at = round((frame.pts - origin) * stream.time_base * rate)
                 if at > start:
                     break
@@ -100,7 +107,7 @@ class FfmpegFile:
             at += len(block)
         else:
             return
-        # The seek landed too late, as it can where an index is broken.
+        # The seek landed too late or without a time stamp, as it can where an index is broken.
         with FfmpegFile(self._path, self._found) as again:
             yield from again._blocks_from_here()
 

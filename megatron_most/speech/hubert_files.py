@@ -10,8 +10,9 @@ from pathlib import Path
 from megatron_most.errors import DataError
 from megatron_most.runtime import sha256_file
 
-_SETTINGS = ["config.json", "preprocessor_config.json"]
-_WEIGHTS = ("model*.safetensors", "pytorch_model*.bin")  # in the order of preference
+_SETTINGS = ["config.json", "preprocessor_config.json", "*.index.json"]
+# In the order of preference; a large model is in parts.
+_WEIGHTS = ("model.safetensors", "model-*.safetensors", "pytorch_model.bin", "pytorch_model-*.bin")
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,7 @@ from megatron_most.upstream.mla import MendedMLA
 from megatron_most.upstream.norm import RMSNorm
 from megatron_most.upstream.prepare import prepare
 from megatron_most.upstream.specs import submodules_of
-from megatron_most.upstream.versions import core_version, find_facts
+from megatron_most.upstream.versions import core_version, find_facts, find_versions
 from megatron_most.upstream.zero import (
     Mpu,
     expert_group_name,
@@ -34,6 +34,7 @@ __all__ = [
     "core_version",
     "expert_group_name",
     "find_facts",
+    "find_versions",
     "full_moment",
     "full_weight",
     "link_moments",

@@ -25,6 +25,11 @@ def deepspeed_version() -> Version:
     return _known("deepspeed", (0, 19), (0, 19), ">=0.19,<0.20")
 
 
+def find_versions() -> dict[str, str]:
+    """Of us and of the libraries that make the numbers, for checkpoints."""
+    return {name: version(name) for name in ("megatron-most", "megatron-core", "deepspeed", "torch")}
+
+
 def _known(library: str, oldest: Version, newest: Version, words: str) -> Version:
     try:
         found = version(library)

@@ -156,14 +156,17 @@ class TokenMap:
             ranges = tuple(tuple(entry) if isinstance(entry, list) else entry for entry in ranges)
         return cls(**{**values, "tag_ranges": ranges})
 
+    def to_json(self) -> str:
+        """The file's content."""
+        return json.dumps(self.to_dict(), ensure_ascii=False, indent=2) + "\n"
+
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the map as JSON; readers see the old file or the whole new one, never a part."""
         path = Path(path)
         partial = path.with_name(f".{path.name}.{secrets.token_hex(4)}.tmp")  # same folder: a rename stays atomic
         try:
             with partial.open("x", encoding="utf-8") as file:
-                json.dump(self.to_dict(), file, ensure_ascii=False, indent=2)
-                file.write("\n")
+                file.write(self.to_json())
                 file.flush()
                 os.fsync(file.fileno())
             os.replace(partial, path)

@@ -1,0 +1,36 @@
+"""The reader that a plan's [data] tables ask for."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+
+from megatron_most.config import Plan, TaskConfig
+from megatron_most.data import Blend, Reader, TaskSpec, open_task
+from megatron_most.errors import ConfigError
+
+
+def open_reader(plan: Plan) -> Reader:
+    """Open every dataset; those of another vocabulary or codec are refused by name."""
+    data, train = plan.config.data, plan.config.train
+    named = {field.name: getattr(data, field.name) for field in fields(data)}
+    tasks = {name.replace("_", "-"): task for name, task in named.items() if isinstance(task, TaskConfig)}
+    blend = [_open(plan, name, task, task.train, task.weight) for name, task in tasks.items() if task.weight]
+    if not blend:
+        raise ConfigError(
+            "data", {}, "no task has a weight", "give one, as --data.asr.weight 1 --data.asr.train FOLDER"
+        )
+    validation = [_open(plan, name, task, task.valid, 1.0) for name, task in tasks.items() if task.valid]
+    return Reader(
+        Blend(blend),
+        row_length=train.sequence_length,
+        seed=train.seed,
+        token_map=plan.tokens,
+        window=data.window,
+        validation=validation,
+        validation_documents=data.validation_documents,
+    )
+
+
+def _open(plan: Plan, name: str, task: TaskConfig, folders: tuple[str, ...], weight: float) -> TaskSpec:
+    policy = None if task.long == "default" else task.long
+    return open_task(folders, plan.tokens, name=name, weight=weight, long_policy=policy)

@@ -1,0 +1,17 @@
+"""Train one phase: `train.py --config RECIPE [--field value ...]`, alone, under torchrun, or under srun.
+
+    .venv/bin/python tools/train.py --config most-tiny --data.asr.weight 1 --data.asr.train data/asr
+    .venv/bin/torchrun --nproc-per-node 8 tools/train.py --config phase1.toml --layout.expert 8
+
+Started again, it goes on after the last checkpoint in its run's folder (checkpoint.folder), on any layout. SIGTERM,
+SIGUSR1 or a file `stop` in that folder let it finish the step, save, and leave with code 75; any error is code 2.
+"""
+
+from __future__ import annotations
+
+from megatron_most.config import from_command_line
+from megatron_most.runtime import run_command
+from megatron_most.train import run_training
+
+if __name__ == "__main__":
+    run_command(lambda: run_training(from_command_line(prog="train.py")))
