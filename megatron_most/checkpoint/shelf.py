@@ -14,6 +14,7 @@ import secrets
 import shutil
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -68,10 +69,12 @@ class Shelf:
         self._settle()
         moved: list[tuple[Path, Path]] = []
         try:
-            for later in sorted(there for there in self.steps() if there >= step):  # `step` first: see _settle
+            for later, place in sorted(self._folders().items()):  # `step` itself first: see _settle
+                if later < step:
+                    continue
                 aside = self.folder / f".replaced-by-{step:08d}.{self.path(later).name}"
-                self.path(later).rename(aside)
-                moved.append((self.path(later), aside))
+                place.rename(aside)
+                moved.append((place, aside))
                 self._refuse(attempt, _attempt_of(aside))
             sync_folder(draft)
             draft.rename(self.path(step))
@@ -81,9 +84,9 @@ class Shelf:
                     aside.rename(place)
             raise
         sync_folder(self.folder)
+        self._settle()
         said = {"step": step, "attempt": attempt, "manifest_sha256": digest}
         write_atomically(self.folder / LATEST, json.dumps(said) + "\n")
-        self._settle()
 
     def thin_out(self, keep: int) -> None:
         """Remove all but the newest `keep` checkpoints; 0 keeps all."""
@@ -123,8 +126,8 @@ class Shelf:
         wrong = []
         for step, folder in folders:
             try:
-                record = _together(lambda step=step, folder=folder: _read(step, folder))  # type: ignore[misc]
-                _together(lambda folder=folder, record=record: verify(folder, record))  # type: ignore[misc]
+                record = _together(partial(_read, step, folder))
+                _together(partial(verify, folder, record))
             except CheckpointError as error:
                 _log.warning("%s is not whole: %s; trying the one before", folder.name, error)
                 wrong.append(str(error))
@@ -146,9 +149,10 @@ class Shelf:
     def _settle(self) -> None:
         """Finish what a kill left half done: what was put aside goes, or back where its successor never came.
 
-        The successor's own step was moved first, so that its name is free until the very rename that adds it.
+        The step that the successor replaces was moved first and goes back last, so that the successor's name is free
+        until the very rename that adds it.
         """
-        for path in self.folder.glob(".replaced-by-*"):
+        for path in sorted(self.folder.glob(".replaced-by-*"), reverse=True):
             if aside := _ASIDE.fullmatch(path.name):
                 successor, own = self.path(int(aside[1])), self.path(int(aside[2]))
                 if successor.exists() or own.exists():

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from megatron_most.config import Facts, build, load_recipe, replace
 from megatron_most.config import checks as checking
 from megatron_most.errors import ConfigError, LayoutError
 from tests.config.runs import FIELDS, TINY, check_invariants, plan_for
@@ -306,3 +307,28 @@ def test_an_error_travels_between_ranks_whole() -> None:
         plan_for({"moe.top_k": 5})
     again = pickle.loads(pickle.dumps(caught.value))
     assert (str(again), again.field, again.value) == (str(caught.value), "moe.top_k", 5)
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"),
+    [
+        ({"data.asr.weight": 0.4}, "data.asr.train"),
+        ({"data.asr.train": ["d"]}, "data.asr.weight"),
+        ({"data.asr.weight": -1.0, "data.asr.train": ["d"]}, "data.asr.weight"),
+        ({"data.asr.weight": float("nan"), "data.asr.train": ["d"]}, "data.asr.weight"),
+        ({"data.window": 0}, "data.window"),
+        ({"train.warmup_steps": 60}, "train.warmup_steps"),
+        ({"train.schedule": "wsd"}, "train.decay_steps"),
+        ({"train.decay_steps": 5}, "train.decay_steps"),
+        ({"train.schedule": "wsd", "train.decay_steps": 40, "train.warmup_steps": 30}, "train.decay_steps"),
+        ({"train.end_ratio": 1.5}, "train.end_ratio"),
+        ({"checkpoint.keep": -1}, "checkpoint.keep"),
+        ({"tokens.backbone": "file"}, "tokens.file"),
+        ({"tokens.file": "x.json"}, "tokens.file"),
+    ],
+)
+def test_a_phase_that_cannot_be_is_refused_by_field(changes: dict[str, Any], field: str) -> None:
+    facts = Facts(world_size=1, device="cpu", core_version=(0, 16))
+    with pytest.raises(ConfigError) as error:
+        build(replace(load_recipe("most-tiny"), changes), facts)
+    assert error.value.field == field

@@ -311,9 +311,15 @@ def test_whole_numbers_become_floats_where_a_float_is_wanted_and_stay_whole_else
 def test_the_resolved_file_holds_every_field_that_is_set_and_no_other(name: str) -> None:
     given = leaves(load_recipe(name))
     written: dict[str, Any] = {}
-    for key, part in tomllib.loads(dump(load_recipe(name))).items():
-        is_ours = isinstance(part, dict) and key not in loading.UPSTREAM
-        written |= {f"{key}.{inner}": value for inner, value in part.items()} if is_ours else {key: part}
+
+    def collect(table: dict[str, Any], at: str) -> None:
+        for key, part in table.items():
+            if isinstance(part, dict) and key not in loading.UPSTREAM:
+                collect(part, f"{at}{key}.")
+            else:
+                written[f"{at}{key}"] = part
+
+    collect(tomllib.loads(dump(load_recipe(name))), "")
     assert any(value is None for value in given.values())
     wanted = {field: list(value) if isinstance(value, tuple) else value for field, value in given.items()}
     assert written == {field: value for field, value in wanted.items() if value is not None}
