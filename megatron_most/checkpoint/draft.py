@@ -20,6 +20,7 @@ import torch
 
 from megatron_most.checkpoint.pieces import Box, require_cover
 from megatron_most.checkpoint.record import KINDS, StoredPiece, StoredTensor
+from megatron_most.checkpoint.shelf import discard
 from megatron_most.checkpoint.tensor_file import write_tensors
 from megatron_most.errors import CheckpointError
 from megatron_most.runtime import write_atomically
@@ -130,7 +131,7 @@ class Draft:
             write_atomically(self._note(self.rank), json.dumps({"error": str(failure)}))
         except OSError:
             with suppress(OSError):
-                self.folder.rename(self.folder.with_name(f".old-{self.folder.name}"))
+                discard(self.folder)
 
     def _file(self, stem: str) -> str:
         return f"{stem}-{self.rank:05d}{SUFFIX}"

@@ -5,13 +5,12 @@ Nothing is unpickled: JSON and safetensors only, and every file is proven by its
 
 from __future__ import annotations
 
-from math import prod
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from megatron_most.checkpoint.pieces import Box, Piece, boxed
+from megatron_most.checkpoint.pieces import Box, Piece, boxed, require_cover
 from megatron_most.checkpoint.record import Record, StoredPiece
 from megatron_most.checkpoint.tensor_file import DTYPES
 from megatron_most.errors import CheckpointError, DataError
@@ -53,7 +52,7 @@ class TensorReader:
             raise CheckpointError(
                 f"{self.folder}: {piece.name} has shape {list(stored.shape)}, the model wants {list(piece.whole)}"
             )
-        out, filled = torch.empty(piece.shape, dtype=DTYPES[stored.dtype]), 0
+        out, filled = torch.empty(piece.shape, dtype=DTYPES[stored.dtype]), []
         for part in stored.pieces:
             start = tuple(map(max, part.start, piece.start))
             stop = tuple(
@@ -65,10 +64,9 @@ class TensorReader:
             data = self._slice(part, _minus(start, part.start), shape)
             if data.dtype != out.dtype:
                 raise CheckpointError(f"{self.folder / part.file}: {part.key} is of {data.dtype}, not {stored.dtype}")
-            out[boxed(_minus(start, piece.start), shape)] = data
-            filled += prod(shape)
-        if filled != out.numel():
-            raise CheckpointError(f"{self.folder}: {filled} of {out.numel()} numbers of {piece.name} are there")
+            filled.append((_minus(start, piece.start), shape))
+            out[boxed(*filled[-1])] = data
+        require_cover(f"{self.folder}: {piece.name}", piece.shape, filled)
         return out
 
     def _slice(self, part: StoredPiece, start: Box, shape: Box) -> torch.Tensor:

@@ -22,7 +22,7 @@ from megatron_most.checkpoint import draft as drafts
 from megatron_most.checkpoint.draft import SUFFIX, Draft, SecondHand, Snapshot
 from megatron_most.checkpoint.pieces import Box, Piece, divide_work, lay_out
 from megatron_most.checkpoint.record import KINDS, MANIFEST, SUM, Record
-from megatron_most.checkpoint.shelf import Shelf, TakenOver
+from megatron_most.checkpoint.shelf import Shelf, TakenOver, discard
 from megatron_most.errors import CheckpointError, DataError
 from megatron_most.runtime import Claim, agree, get_logger, sha256_file, write_atomically
 
@@ -95,7 +95,7 @@ class Saver:
         except (ValueError, TypeError) as error:
             raise CheckpointError(f"training = {training!r}: cannot be stored as JSON: {error}") from error
         for name in texts:
-            if Path(name).name != name or name.startswith(".") or name.endswith(SUFFIX) or name in (MANIFEST, SUM):
+            if Path(name).name != name or name in ("", MANIFEST, SUM) or name[0] == "." or name.endswith(SUFFIX):
                 raise CheckpointError(f"{name!r}: not the name of a file that can be added to a checkpoint")
         return Snapshot(step, kept, copied, dict(texts))
 
@@ -142,7 +142,7 @@ class Saver:
             self._failure = self._explain(draft, error)
             _log.warning("saving step %d failed: %s", snapshot.step, self._failure)
             if self._rank == 0:
-                self.shelf.discard(draft.folder)
+                discard(draft.folder)
 
     def _publish(self, draft: Draft, snapshot: Snapshot) -> None:
         """Rank 0: wait for all notes, write the manifest, and put the checkpoint on the shelf."""

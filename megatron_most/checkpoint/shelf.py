@@ -91,14 +91,7 @@ class Shelf:
     def thin_out(self, keep: int) -> None:
         """Remove all but the newest `keep` checkpoints; 0 keeps all."""
         for step in self.steps()[keep:] if keep else []:
-            self.discard(self._folders()[step])
-
-    def discard(self, folder: Path) -> None:
-        """Remove a folder: for all who look at once, its files after that."""
-        trash = self.folder / f".old-{secrets.token_hex(4)}{folder.name}"
-        with suppress(FileNotFoundError):
-            folder.rename(trash)
-        shutil.rmtree(trash, ignore_errors=True)
+            discard(self._folders()[step])
 
     def clear_drafts(self) -> None:
         """At the start of an attempt, which holds the claim: what others left unfinished goes.
@@ -107,7 +100,7 @@ class Shelf:
         """
         self._settle()
         for draft in self.folder.glob(".step-*"):
-            self.discard(draft)
+            discard(draft)
         for trash in self.folder.glob(".old-*"):
             shutil.rmtree(trash, ignore_errors=True)
         for torn in self.folder.glob(f".{LATEST}.*.tmp"):
@@ -156,7 +149,7 @@ class Shelf:
             if aside := _ASIDE.fullmatch(path.name):
                 successor, own = self.path(int(aside[1])), self.path(int(aside[2]))
                 if successor.exists() or own.exists():
-                    self.discard(path)
+                    discard(path)
                 else:
                     path.rename(own)
 
@@ -181,6 +174,14 @@ class Shelf:
         if said is None or said["step"] != newest:
             words = "is not there" if said is None else f"names step {said['step']}"
             _log.warning("%s: %s, but step %d is there; taking the newest whole one", LATEST, words, newest)
+
+
+def discard(folder: Path) -> None:
+    """Remove a folder of a shelf: at once for all who look, its files after that."""
+    trash = folder.with_name(f".old-{secrets.token_hex(4)}{folder.name}")
+    with suppress(FileNotFoundError):
+        folder.rename(trash)
+    shutil.rmtree(trash, ignore_errors=True)
 
 
 def _read(step: int, folder: Path) -> Record:

@@ -69,19 +69,20 @@ class Worker:
         rows: list[Row | tuple[Utterance, UnitSequence]] = []
         overlaps: list[bytes] = []
         counts: Counter[str] = Counter()
-        units = self._units[chunk.manifest]
+        units, kind = self._units[chunk.manifest], self._kinds[chunk.manifest]
+        takes_all = self._options.part == "all"
         for number, line in enumerate(chunk.lines, chunk.first_row):
             try:
-                row = parse_row(self._kinds[chunk.manifest], line)
-                if not self._is_in(row):
+                row = parse_row(kind, line)
+                if not (takes_all or self._is_in(row)):
                     continue
                 sequence = None
                 if units is not None and (sequence := units.find(number)) is None:
                     raise RowError("no units", "the utterance was rejected when units were extracted")
-                names = self._overlaps(row, overlaps)
-                counts.update(names)
-                if names and self._options.refuse_overlap:
-                    raise RowError(f"overlaps {names[0]}")
+                if self._finder is not None and (names := self._overlaps(self._finder, row, overlaps)):
+                    counts.update(names)
+                    if self._options.refuse_overlap:
+                        raise RowError(f"overlaps {names[0]}")
             except RowError as error:
                 bad.append((_id(line, number), error.reason, error.detail))
                 continue
@@ -116,12 +117,10 @@ class Worker:
         built.tokens_by_tag = dict(zip(TAG_NAMES, by_tag, strict=True))
         return built
 
-    def _overlaps(self, row: Row, lines: list[bytes]) -> list[str]:
+    def _overlaps(self, finder: OverlapFinder, row: Row, lines: list[bytes]) -> list[str]:
         """Names of the evaluation sets that a row overlaps with, each once; every hit is listed."""
-        if self._finder is None:
-            return []
         names: dict[str, None] = {}
-        for hit in self._finder.find(row):
+        for hit in finder.find(row):
             entry = {"id": row.id, "set": hit.set_name, "kind": hit.kind, "what": hit.what}
             lines.append(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
             names[hit.set_name] = None
@@ -129,8 +128,6 @@ class Worker:
 
     def _is_in(self, row: Row) -> bool:
         """Whether a row belongs to the part being built: a pure function of its speaker, recording or id."""
-        if self._options.part == "all":
-            return True
         key: str | None = row.id
         if isinstance(row, Utterance) and self._options.hold_out_by != "row":
             key = row.speaker if self._options.hold_out_by == "speaker" else row.recording

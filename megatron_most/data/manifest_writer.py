@@ -50,6 +50,8 @@ class ManifestWriter:
         self._about |= dict(normalisation=normalisation, audio_root=audio_root)
         self._kind, self._language, self._max_reject_rate = kind, language, max_reject_rate
         self.rows, self._seconds = 0, 0.0
+        self._recording: object = None
+        self._recording_json = ""
 
     @property
     def header(self) -> ManifestHeader:
@@ -82,7 +84,16 @@ class ManifestWriter:
         except RowError as error:
             self.reject(str(cut.get("id", "?")), error.reason, error.detail)
             return
-        self._add(utterance.id, cut, utterance.duration)
+        self._add(utterance.id, self._line(cut), utterance.duration)
+
+    def _line(self, cut: dict[str, Any]) -> str:
+        """The cut as JSON. Cuts of one recording come together, so its half of the line is made once."""
+        rest = dict(cut)
+        recording = rest.pop("recording")
+        if recording != self._recording:
+            self._recording_json = _encode(recording)
+            self._recording = json.loads(self._recording_json)  # a copy: the caller may change his
+        return f'{_encode(rest)[:-1]},"recording":{self._recording_json}}}'
 
     def add_text(self, id: str, text: str) -> None:
         row = {"id": id, "text": text}
@@ -91,7 +102,7 @@ class ManifestWriter:
         except RowError as error:
             self.reject(id, error.reason, error.detail)
             return
-        self._add(id, row)
+        self._add(id, _encode(row))
 
     def add_chat(self, row: ChatRow) -> None:
         as_dict = chat_dict(row)
@@ -100,19 +111,18 @@ class ManifestWriter:
         except RowError as error:
             self.reject(row.id, error.reason, error.detail)
             return
-        self._add(row.id, as_dict)
+        self._add(row.id, _encode(as_dict))
 
     def reject(self, id: str, reason: str, detail: str = "") -> None:
         with _disk(self._part):
             self.rejects.add(id, reason, detail)
         self._judge()
 
-    def _add(self, id: str, row: dict[str, Any], seconds: float = 0.0) -> None:
+    def _add(self, id: str, line: str, seconds: float = 0.0) -> None:
         key = hashlib.blake2b(id.encode(), digest_size=16).digest()
         if not self._ids.execute("INSERT OR IGNORE INTO ids VALUES (?)", (key,)).rowcount:
             self.reject(id, "duplicate id")
             return
-        line = _encode(row)
         try:
             self._rows_file.write(line.encode() + b"\n")
         except OSError as error:  # not by _disk: this is the hot path

@@ -22,13 +22,12 @@ class Metrics:
         self._start, self._first = time.monotonic(), first
         self._last = self._shown = self._start
 
-    def step(self, step: int, report: StepReport, **more: Any) -> None:
-        """One step, counted from 0."""
+    def step(self, step: int, report: StepReport, tokens: int, **more: Any) -> None:
+        """One step, counted from 0; `tokens`: all that went through the model, pads apart."""
         now = time.monotonic()
         seconds, self._last = now - self._last, now
         if self._file is None:
             return
-        tokens = sum(report.num_tokens.values())
         line = {
             "step": step,
             "loss": report.loss,
@@ -36,6 +35,7 @@ class Metrics:
             "gradient_norm": report.gradient_norm,
             "skipped": report.is_skipped,
             "tokens": tokens,
+            "trained": sum(report.num_tokens.values()),
             "seconds": round(seconds, 4),
             **more,
         }

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_most.data.corpora.audio_root import AudioRoot
+from megatron_most.data.corpora.audio_root import AudioRoot, Recording
 from megatron_most.data.corpora.common import Corpus, Item, Reject
 from megatron_most.data.corpora.cut import make_cut
 from megatron_most.data.corpora.cuts import label, number, open_cut, supervisions
@@ -49,18 +49,21 @@ class LibriHeavy(Corpus):
 
     def rows(self) -> Iterator[Item]:
         normalise, audio = find_normaliser(self.normalisation), AudioRoot(self.audio_root, self.strip_prefix)
+        opened, recording = None, None  # cuts of one recording come together
         for path in self.cuts:
             for line_number, line in read_lines(path):
                 id = f"{path.name}:{line_number}"
                 try:
                     row = load_json_line(line)
                     id = label(row, "id") or id
-                    yield self._cut(row, audio, normalise)
+                    facts = [row.get(key) for key in ("type", "recording", "transforms")]
+                    if recording is None or facts != opened:
+                        recording, opened = open_cut(row, audio), facts
+                    yield self._cut(row, recording, normalise)
                 except RowError as error:
                     yield Reject.of(id, error)
 
-    def _cut(self, row: dict[str, Any], audio: AudioRoot, normalise: Normaliser) -> dict[str, Any]:
-        recording = open_cut(row, audio)
+    def _cut(self, row: dict[str, Any], recording: Recording, normalise: Normaliser) -> dict[str, Any]:
         said = supervisions(row)
         if len(said) != 1:
             raise RowError("malformed row", f"{len(said)} supervisions; a cut of LibriHeavy has one")
