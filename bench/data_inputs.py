@@ -59,12 +59,12 @@ _SMALL = dict(hidden_size=96, num_hidden_layers=3, num_attention_heads=4, interm
 _SMALL |= dict(num_conv_pos_embeddings=16, num_conv_pos_embedding_groups=4)
 SCALES = {
     "full": Scale(
-        rounds=5, text_bytes=5_000_000, utterances=20_000, reads=100_000, steps=8, waves=8, hubert={}, layer=9,
+        rounds=3, text_bytes=3_000_000, utterances=10_000, reads=50_000, steps=8, waves=8, hubert={}, layer=9,
         cuts=1_000_000, raced_cuts=20_000,
     ),
     "ci": Scale(
-        rounds=3, text_bytes=200_000, utterances=1500, reads=5000, steps=2, waves=6, hubert=_SMALL, layer=2,
-        cuts=20_000, raced_cuts=1500,
+        rounds=1, text_bytes=150_000, utterances=1500, reads=5000, steps=1, waves=6, hubert=_SMALL, layer=2,
+        cuts=20_000, raced_cuts=1000,
     ),
 }  # fmt: skip
 
@@ -237,13 +237,16 @@ def _cut(number: int, seconds: float, text: str) -> dict[str, Any]:
 
 
 def sound_manifest(folder: Path, count: int) -> tuple[Manifest, list[Path]]:
-    """FLAC files of 2 to 15 s, tones and noises that change every tenth of a second; one utterance each."""
+    """FLAC files of 2 to 15 s, tones and noises that change every tenth of a second; one utterance each. Each has a
+    neighbour of nearly its length, as in a corpus sorted by length.
+    """
     import soundfile
 
     audio, paths = folder / "audio", []
     audio.mkdir(parents=True)
     with ManifestWriter(folder / "manifest", kind="speech", **_ABOUT, audio_root=str(audio)) as out:
-        for number, seconds in enumerate(np.linspace(2, 15, count).round(2).tolist()):
+        for number, seconds in enumerate(np.linspace(2, 15, count // 2).repeat(2).round(2).tolist()):
+            seconds += 0.02 * (number % 2)
             draw, size = np.random.default_rng(number), round(seconds * RATE)
             pitch, loud = (np.repeat(draw.uniform(*span, size), RATE // 10)[:size] for span in ((100, 2000), (0.05, 1)))
             noise = np.repeat(draw.random(size) < 0.3, RATE // 10)[:size]

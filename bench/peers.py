@@ -4,14 +4,17 @@ transformers and Lhotse. Each does the least that gives the same result; none is
 
 from __future__ import annotations
 
+import functools
 import gzip
 import json
-from collections.abc import Callable, Sequence
+import time
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
+from megatron_most.runtime import find_device, set_threads
 from megatron_most.vocab import AUDIO, TEXT, TokenMap
 
 TRAINED = 128  # taken off the mode of a sequence that is trained on
@@ -77,26 +80,40 @@ def read_sequences(dataset: Any, bounds: list[int], order: Sequence[int]) -> Non
             dataset[sequence]
 
 
-def hubert_loop(model: Any, layer: int | None, weight_KD: Any, bias_K: Any) -> Callable[[Sequence[Path]], list[Any]]:
-    """One file after the other: read, forward, nearest centroid of each frame, repeats merged. `layer`: whose output
-    of the whole model; None: the model ends where it is wanted.
+@functools.cache
+def _open_hubert(folder: Path, layers: int | None, kind: Literal["cpu", "gpu"]) -> Any:
+    from transformers import HubertModel
+
+    set_threads(1)
+    shape = {} if layers is None else {"num_hidden_layers": layers}
+    return HubertModel.from_pretrained(folder, **shape).eval().to(find_device(kind).torch_device)
+
+
+def hubert_units(
+    folder: Path, layer: int, is_cut: bool, centroids_KD: Any, kind: Literal["cpu", "gpu"], paths: Sequence[Path]
+) -> tuple[float, list[Any]]:
+    """Seconds, and the units of each file. One after the other: read, forward, nearest centroid of each frame, repeats
+    merged. The model is whole, or `is_cut` behind the layer that is wanted. For a process of its own.
     """
     import soundfile
     import torch
 
-    def units_of(path: Path) -> Any:
-        wave = torch.from_numpy(soundfile.read(path, dtype="float32")[0])[None].to(model.device)
-        if layer is None:
-            hidden_TD = model(wave).last_hidden_state[0]
-        else:
-            hidden_TD = model(wave, output_hidden_states=True).hidden_states[layer][0]
-        return torch.addmm(bias_K, hidden_TD, weight_KD.T).argmax(1).unique_consecutive().cpu().numpy()
-
-    def run(paths: Sequence[Path]) -> list[Any]:
-        with torch.inference_mode():
-            return [units_of(path) for path in paths]
-
-    return run
+    model = _open_hubert(folder, layer if is_cut else None, kind)
+    clock = time.process_time if kind == "cpu" else time.perf_counter
+    start = clock()
+    centroids_KD = torch.from_numpy(centroids_KD).to(model.device)
+    bias_K = -0.5 * centroids_KD.square().sum(1)
+    found = []
+    with torch.inference_mode():
+        for path in paths:
+            wave = torch.from_numpy(soundfile.read(path, dtype="float32")[0])[None].to(model.device)
+            if is_cut:
+                hidden_TD = model(wave).last_hidden_state[0]
+            else:
+                hidden_TD = model(wave, output_hidden_states=True).hidden_states[layer][0]
+            scores_TK = torch.addmm(bias_K, hidden_TD, centroids_KD.T)
+            found.append(scores_TK.argmax(1).unique_consecutive().cpu().numpy())
+    return clock() - start, found
 
 
 def copy_cuts(cuts: Path, out: Path) -> None:

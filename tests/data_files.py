@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import multiprocessing
+import random
+import signal
+import time
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -99,3 +103,25 @@ def content(folder: Path) -> Mapping[str, bytes]:
     return {
         path.relative_to(folder).as_posix(): path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()
     }
+
+
+def kill_often(body: Callable[[], object], out: Path, seed: int, kills: int = 22) -> int:
+    """Run `body`, a job that makes `out`, in processes killed at random moments, each after it has come a little
+    further; at last let it end. How often it was killed before it was done.
+    """
+    journal = out.with_name(f"{out.name}.part") / ".journal.jsonl"
+    draw, done = random.Random(seed), 0
+    while not out.exists():
+        before = journal.stat().st_size if journal.exists() else 0
+        process = multiprocessing.get_context("fork").Process(target=body)
+        process.start()
+        while process.is_alive() and done < kills:
+            if journal.exists() and journal.stat().st_size > before:
+                time.sleep(draw.uniform(0, 0.05))
+                process.kill()
+                break
+            time.sleep(0.001)
+        process.join()
+        done += process.exitcode == -signal.SIGKILL
+        assert process.exitcode in (0, -signal.SIGKILL)
+    return done

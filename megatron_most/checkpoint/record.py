@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -75,6 +76,29 @@ class Record:
 
 def read_record(folder: Path) -> Record:
     """The record, proven by its sum and complete in itself; files are not looked at."""
+    body = _read_proven(folder)
+    try:
+        if body.pop("format") != FORMAT:
+            raise ValueError(f"not of format {FORMAT}")
+        body["files"] = {name: (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
+        body["tensors"] = {
+            kind: {name: _stored(name, entry, body["files"]) for name, entry in named.items()}
+            for kind, named in body["tensors"].items()
+        }
+        return Record(**body)
+    except (CheckpointError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{folder / MANIFEST}: not readable as a checkpoint ({error})") from error
+
+
+def read_attempt(folder: Path) -> int:
+    """The attempt alone, for less work."""
+    attempt = _read_proven(folder).get("attempt")
+    if not isinstance(attempt, int):
+        raise CheckpointError(f"{folder / MANIFEST}: not readable as a checkpoint (attempt is {attempt!r})")
+    return attempt
+
+
+def _read_proven(folder: Path) -> dict[str, Any]:
     try:
         data = (folder / MANIFEST).read_bytes()
         wanted = (folder / SUM).read_bytes()
@@ -84,22 +108,18 @@ def read_record(folder: Path) -> Record:
         raise CheckpointError(f"{folder / MANIFEST}: damaged (its sha256 is not that of {SUM})")
     try:
         body = json.loads(data)
-        if body.pop("format") != FORMAT:
-            raise ValueError(f"not of format {FORMAT}")
-        body["files"] = {name: (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
-        body["tensors"] = {
-            kind: {name: _stored(name, entry) for name, entry in named.items()}
-            for kind, named in body["tensors"].items()
-        }
-        return Record(**body)
-    except (CheckpointError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        return {str(name): value for name, value in body.items()}
+    except (ValueError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: not readable as a checkpoint ({error})") from error
 
 
-def _stored(name: str, entry: Any) -> StoredTensor:
+def _stored(name: str, entry: Any, files: Container[str]) -> StoredTensor:
     shape, dtype, pieces = entry
     if dtype not in DTYPES:
         raise ValueError(f"{name} is of {dtype}, which is unknown")
-    made = tuple(StoredPiece(str(file), str(key), tuple(start), tuple(box)) for file, key, start, box in pieces)
+    made = tuple(StoredPiece(file, str(key), tuple(start), tuple(box)) for file, key, start, box in pieces)
     require_cover(name, tuple(shape), [(piece.start, piece.shape) for piece in made])
+    unproven = [piece.file for piece in made if piece.file not in files]
+    if unproven:
+        raise ValueError(f"{name} is in {unproven[0]}, which is not among the files")
     return StoredTensor(tuple(shape), dtype, made)

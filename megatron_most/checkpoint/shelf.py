@@ -16,9 +16,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
-from megatron_most.checkpoint.record import Record, read_record
+from megatron_most.checkpoint.record import Record, read_attempt, read_record
 from megatron_most.errors import CheckpointError
 from megatron_most.runtime import agree, get_logger, sync_folder, write_atomically
 
@@ -51,13 +51,11 @@ class Shelf:
         return sorted(self._folders(), reverse=True)
 
     def last_attempt(self) -> int:
-        """The highest attempt that has saved a checkpoint here; 0 where none has."""
-        found = [(self._latest() or {}).get("attempt", 0)]
+        """The attempt that saved the newest readable checkpoint; 0 where there is none."""
         for _, folder in sorted(self._folders().items(), reverse=True):
             with suppress(CheckpointError):
-                found.append(read_record(folder).attempt)
-                break
-        return max(found)
+                return read_attempt(folder)
+        return 0
 
     def publish(self, draft: Path, step: int, digest: str, attempt: int = 0) -> None:
         """Give the draft its name, then say so in `latest`. TakenOver where a newer attempt has saved here.
@@ -65,7 +63,10 @@ class Shelf:
         What is there of this step and of later ones is left by an attempt that went back: it is put aside first, and
         counts until the draft has its name. A kill in between leaves all of it, or the new one alone.
         """
-        self._refuse(attempt, (self._latest() or {}).get("attempt", 0))
+        if (last := self.last_attempt()) > attempt:
+            raise TakenOver(
+                f"{self.folder}: attempt {last} of this run has saved here, so attempt {attempt} saves nothing more"
+            )
         self._settle()
         moved: list[tuple[Path, Path]] = []
         try:
@@ -75,7 +76,6 @@ class Shelf:
                 aside = self.folder / f".replaced-by-{step:08d}.{self.path(later).name}"
                 place.rename(aside)
                 moved.append((place, aside))
-                self._refuse(attempt, _attempt_of(aside))
             sync_folder(draft)
             draft.rename(self.path(step))
         except BaseException:
@@ -85,8 +85,10 @@ class Shelf:
             raise
         sync_folder(self.folder)
         self._settle()
-        said = {"step": step, "attempt": attempt, "manifest_sha256": digest}
-        write_atomically(self.folder / LATEST, json.dumps(said) + "\n")
+        if (newest := self.steps()[0]) > step:  # it came while this process slept
+            raise TakenOver(f"{self.folder}: step {newest} of a newer attempt has come before step {step} of this one")
+        said = json.dumps({"step": step, "manifest_sha256": digest})
+        write_atomically(self.folder / LATEST, said + "\n")
 
     def thin_out(self, keep: int) -> None:
         """Remove all but the newest `keep` checkpoints; 0 keeps all."""
@@ -153,26 +155,12 @@ class Shelf:
                 else:
                     path.rename(own)
 
-    def _refuse(self, attempt: int, found: int) -> None:
-        if found > attempt:
-            raise TakenOver(
-                f"{self.folder}: attempt {found} of this run has saved here, so attempt {attempt} saves nothing more"
-            )
-
-    def _latest(self) -> dict[str, Any] | None:
-        try:
-            said = json.loads((self.folder / LATEST).read_bytes())
-            return {"step": int(said["step"]), "attempt": int(said["attempt"])}
-        except FileNotFoundError:
-            return None
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-            _log.warning("%s: cannot be read (%r); the folders decide", self.folder / LATEST, error)
-            return None
-
     def _compare_with_latest(self, newest: int) -> None:
-        said = self._latest()
-        if said is None or said["step"] != newest:
-            words = "is not there" if said is None else f"names step {said['step']}"
+        try:
+            words = f"names step {json.loads((self.folder / LATEST).read_bytes())['step']!r}"
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            words = f"cannot be read ({type(error).__name__})"
+        if words != f"names step {newest}":
             _log.warning("%s: %s, but step %d is there; taking the newest whole one", LATEST, words, newest)
 
 
@@ -189,12 +177,6 @@ def _read(step: int, folder: Path) -> Record:
     if record.step != step:
         raise CheckpointError(f"{folder}: holds step {record.step}, so it is not what its name says")
     return record
-
-
-def _attempt_of(folder: Path) -> int:
-    with suppress(CheckpointError):
-        return read_record(folder).attempt
-    return 0  # nobody can use it any more
 
 
 def _together(act: Callable[[], T]) -> T:

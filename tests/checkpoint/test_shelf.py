@@ -40,6 +40,7 @@ from tests.checkpoint.small import (
 )
 from tests.harness import run_ranks
 
+STRIDE = 4
 claims = sys.modules["megatron_most.runtime.claim"]
 
 
@@ -211,17 +212,13 @@ def test_an_older_attempt_is_refused_by_the_checkpoints_too(tmp_path: Path) -> N
     for step in (1, 2, 3):
         with pytest.raises(TakenOver, match="attempt 2 of this run has saved here, so attempt 1 saves nothing more"):
             save(old, step)
-    (tmp_path / "latest").unlink()
-    for step in (1, 2):  # even without `latest`, nothing of a newer attempt is replaced
-        with pytest.raises(TakenOver, match="attempt 2 of this run has saved here"):
-            save(old, step)
     assert newest(tmp_path) == (2, 1) and whole_steps(tmp_path) == {1: 0, 2: 1} and not left_over(tmp_path)
 
 
 def test_an_attempt_that_stops_anywhere_and_wakes_after_a_newer_one_replaces_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As a node does that was thought dead. It stops before each single touch of the folder, in turn."""
+    """As a node does that was thought dead. It stops before a touch of the folder, every fourth in turn."""
     monkeypatch.setattr(claims, "DEAD_AFTER_S", 0.02)
     here = claims._this_process()
 
@@ -250,10 +247,11 @@ def test_an_attempt_that_stops_anywhere_and_wakes_after_a_newer_one_replaces_not
                 os.kill(process.pid, signal.SIGCONT)
                 _, status = os.waitpid(process.pid, 0)
                 outcomes.append(os.waitstatus_to_exitcode(status))
+                assert outcomes[-1] == 3 or first == 20, number  # it was told so when it woke, or was just ready
                 assert newest(folder) == (first + 10, 7), number
-                assert whole_steps(folder)[first] == 7, number
-        number += 7
-    assert len(outcomes) > 8 and outcomes.count(3) >= len(outcomes) - 1  # it was stopped, and told so when it woke
+                assert whole_steps(folder)[first] == 7 and latest(folder) <= first + 10, number
+        number += STRIDE
+    assert len(outcomes) > 8
 
 
 # Failures that every rank hears of

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import random
-import signal
 import time
 from pathlib import Path
 from typing import Any
@@ -30,7 +27,7 @@ from megatron_most.data.verify import verify
 from megatron_most.errors import DataError
 from megatron_most.speech import load_codec
 from megatron_most.vocab import TokenMap
-from tests.data_files import content, make_codec, make_corpus, make_tokenizer, text
+from tests.data_files import content, kill_often, make_codec, make_corpus, make_tokenizer, text
 
 FORK = multiprocessing.get_context("fork")
 
@@ -148,20 +145,10 @@ def test_a_build_killed_at_twenty_random_moments_is_byte_equal(
         from megatron_most.data.build_worker import Worker
 
         call = Worker.__call__
-        Worker.__call__ = lambda self, chunk: (time.sleep(0.012), call(self, chunk))[1]  # type: ignore[method-assign]
+        Worker.__call__ = lambda self, chunk: (time.sleep(0.004), call(self, chunk))[1]  # type: ignore[method-assign]
         build(inputs, options, tmp_path / "killed")
 
-    draw, kills = random.Random(workers), 0
-    while not (tmp_path / "killed").exists():
-        process = FORK.Process(target=slowly)
-        process.start()
-        process.join(draw.uniform(0.02, 0.25))
-        if process.exitcode is None:
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            kills += 1
-        assert kills < 500
-    assert kills >= 20
+    assert kill_often(slowly, tmp_path / "killed", workers) >= 20
     assert content(tmp_path / "killed") == content(tmp_path / "unbroken")
 
 

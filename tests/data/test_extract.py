@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import json
 import multiprocessing
-import os
-import random
-import signal
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +17,7 @@ from megatron_most.data.shards import find_shard, shard_rows
 from megatron_most.data.unit_set import UnitSet, UnitShard, open_units
 from megatron_most.errors import DataError
 from megatron_most.speech import SpeechCodec, load_codec, read_span
-from tests.data_files import RATE, content, cut, make_codec, make_corpus, sound, write_manifest
+from tests.data_files import RATE, content, cut, kill_often, make_codec, make_corpus, sound, write_manifest
 
 FORK = multiprocessing.get_context("fork")
 LENIENT = ExtractOptions(max_reject_rate=1.0)
@@ -125,23 +121,6 @@ def slowed(codec: SpeechCodec) -> SpeechCodec:
     return Slow()
 
 
-def killed_often(body: Callable[[], None], done: Path, seed: int, longest: float) -> int:
-    """Run `body` in processes that are killed at random moments until it ends; how often it was."""
-    draw, kills = random.Random(seed), 0
-    while not done.exists():
-        process = FORK.Process(target=body)
-        process.start()
-        process.join(draw.uniform(0.01, longest))
-        if process.exitcode is None:
-            os.kill(process.pid, signal.SIGKILL)
-            process.join()
-            kills += 1
-        else:
-            assert process.exitcode == 0
-        assert kills < 500
-    return kills
-
-
 def test_units_killed_at_twenty_random_moments_are_byte_equal(
     tmp_path: Path, codec: SpeechCodec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -149,8 +128,7 @@ def test_units_killed_at_twenty_random_moments_are_byte_equal(
     corpus = make_corpus(tmp_path / "corpus", recordings=10, cuts=30)
     extract(corpus, codec, tmp_path / "unbroken")
     slow = slowed(codec)
-    kills = killed_often(lambda: extract(corpus, slow, tmp_path / "killed"), tmp_path / "killed", 1, 0.25)
-    assert kills >= 20
+    assert kill_often(lambda: extract(corpus, slow, tmp_path / "killed"), tmp_path / "killed", 1) >= 20
     assert content(tmp_path / "killed") == content(tmp_path / "unbroken")
 
 
