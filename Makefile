@@ -31,8 +31,9 @@ check: env  ## style, types and the rules of the house
 	@$(RUN) -m mypy megatron_most
 	@$(RUN) -m pytest -q tests/test_house.py
 
-bench: env  ## how in-group probability mass behaves under each gate
-	@$(RUN) bench/gate_collapse.py $(ARGS)
+bench: env  ## speed of the data pipeline against plain loops; in-group probability mass under each gate
+	@$(RUN) bench/data.py $(ARGS)
+	@$(RUN) bench/gate_collapse.py
 
 test-gpu: env  ## the tests that need a GPU
 	@$(RUN) -m pytest -q --durations=10 -m gpu $(ARGS)

@@ -13,7 +13,6 @@ import importlib.util
 import json
 import random
 import re
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +24,7 @@ from megatron_most.data.build import BuildInputs, BuildOptions, build
 from megatron_most.data.manifest import Manifest, open_manifest
 from megatron_most.data.manifest_writer import ManifestWriter
 from megatron_most.data.templates import load_templates
-from megatron_most.data.tokenizer import fit_tokenizer, load_tokenizer, token_map_for
+from megatron_most.data.tokenizer import TextTokenizer, fit_tokenizer, load_tokenizer, token_map_for
 from megatron_most.data.unit_set import ARRAYS, FILES, HEADER, UnitHeader, UnitSet, open_units
 from megatron_most.runtime import sha256_file, write_atomically
 from megatron_most.speech import CodecIdentity
@@ -157,20 +156,24 @@ class Inputs:
                 file.write(row.encode() + b"\n")
         return path
 
-    def build_inputs(self, task: str) -> BuildInputs:
-        """With a tokenizer that has seen no text yet."""
+    @functools.cached_property
+    def tokenizer(self) -> TextTokenizer:
+        """One for all that is not timed: it remembers the words it has seen."""
+        return load_tokenizer(self.tokenizer_file)
+
+    def build_inputs(self, task: str, tokenizer: TextTokenizer) -> BuildInputs:
         is_text = task == "text-lm"
         return BuildInputs(
             manifests=(self.text_manifest if is_text else self.speech_manifest,),
             units=() if is_text else (self.unit_set,),
             tokens=self.tokens,
-            tokenizer=load_tokenizer(self.tokenizer_file),
+            tokenizer=tokenizer,
             templates=load_templates("chat"),
         )
 
     @functools.cache  # noqa: B019 - lives as long as the run
     def dataset(self, task: str) -> Path:
-        return build(self.build_inputs(task), BuildOptions(task=task), self.folder / task)
+        return build(self.build_inputs(task, self.tokenizer), BuildOptions(task=task), self.folder / task)
 
 
 def documents(num_bytes: int) -> list[str]:
@@ -248,8 +251,11 @@ def sound_manifest(folder: Path, count: int) -> tuple[Manifest, list[Path]]:
         for number, seconds in enumerate(np.linspace(2, 15, count // 2).repeat(2).round(2).tolist()):
             seconds += 0.02 * (number % 2)
             draw, size = np.random.default_rng(number), round(seconds * RATE)
-            pitch, loud = (np.repeat(draw.uniform(*span, size), RATE // 10)[:size] for span in ((100, 2000), (0.05, 1)))
-            noise = np.repeat(draw.random(size) < 0.3, RATE // 10)[:size]
+            steps = size * 10 // RATE + 1
+            pitch, loud = (
+                np.repeat(draw.uniform(*span, steps), RATE // 10)[:size] for span in ((100, 2000), (0.05, 1))
+            )
+            noise = np.repeat(draw.random(steps) < 0.3, RATE // 10)[:size]
             wave = 0.5 * loud * np.where(noise, draw.normal(size=size) / 4, np.sin(2 * np.pi * np.cumsum(pitch) / RATE))
             paths.append(audio / f"{number}.flac")
             soundfile.write(paths[-1], wave.clip(-1, 1), RATE)
@@ -265,8 +271,10 @@ def sound_manifest(folder: Path, count: int) -> tuple[Manifest, list[Path]]:
     return open_manifest(folder / "manifest"), paths
 
 
-def write_cuts(path: Path, audio_root: Path, count: int) -> None:
-    """A list as LibriHeavy publishes them, 3 kB a cut, most of it the text before; files of one byte stand for audio."""
+def write_cuts(folder: Path, count: int) -> None:
+    """cuts.jsonl.gz as LibriHeavy publishes it, 3 kB a cut, most of it the text before; files of one
+    byte stand for audio.
+    """
     draw = random.Random(0)
     words = " ".join(documents(400_000)).split()
 
@@ -278,12 +286,12 @@ def write_cuts(path: Path, audio_root: Path, count: int) -> None:
 
     texts = [said(int(draw.uniform(30, 400))) for _ in range(3000)]
     before = [said(1000) for _ in range(1000)]
-    shutil.rmtree(audio_root, ignore_errors=True)
+    folder.mkdir()
     book = written = 0
-    with gzip.open(path, "wb", compresslevel=1) as file:
+    with gzip.open(folder / "cuts.jsonl.gz", "wb", compresslevel=1) as file:
         while written < count:
             name = f"medium/{book % 997}/book_{book}_0812_librivox_64kb_mp3/{book % 40:02d}_a_title_of_a_book_64kb"
-            flac = audio_root / f"{name}.flac"
+            flac = folder / "audio" / f"{name}.flac"
             flac.parent.mkdir(parents=True)
             flac.write_bytes(b"x")
             lengths = [round(2 + 28 * draw.betavariate(2, 2.7), 3) for _ in range(draw.randint(30, 120))]

@@ -20,6 +20,11 @@ from megatron_most.vocab import AUDIO, TEXT, TokenMap
 TRAINED = 128  # taken off the mode of a sequence that is trained on
 
 
+def import_core() -> None:
+    """Takes seconds, which are not to be timed."""
+    import megatron.core.datasets.indexed_dataset  # noqa: F401
+
+
 def open_tokenizer(file: Path, tokens: TokenMap | None = None) -> Any:
     """The library's own; with a token map, units and marks are added to it, as the public release does."""
     import tokenizers

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from megatron_most.checkpoint.pieces import Box, require_cover
-from megatron_most.checkpoint.record import KINDS, StoredPiece, StoredTensor
+from megatron_most.checkpoint.record import KINDS, StoredPiece, StoredTensor, to_json
 from megatron_most.checkpoint.shelf import discard
 from megatron_most.checkpoint.tensor_file import write_tensors
 from megatron_most.errors import CheckpointError
@@ -71,7 +71,7 @@ class Draft:
                         note["pieces"].append([kind, name, wholes[name], dtype, file, key, start, shape])
                 if tensors:
                     note["files"][file] = write_tensors(self.folder / file, tensors)
-            write_atomically(self._note(self.rank), json.dumps(note))
+            write_atomically(self._note(self.rank), to_json(note))
         except Exception as error:
             failure = self.explain(error)
             self._tell(failure)

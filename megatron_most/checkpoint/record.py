@@ -67,38 +67,20 @@ class Record:
             for kind, named in self.tensors.items()
         }
         body = {**vars(self), "tensors": tensors, "format": FORMAT}
-        text = json.dumps(body, separators=(",", ":"), sort_keys=True, allow_nan=False)
+        text = to_json(body)
         digest = hashlib.sha256(text.encode()).hexdigest()
         write_atomically(folder / MANIFEST, text)
         write_atomically(folder / SUM, digest + "\n")
         return digest
 
 
+def to_json(body: dict[str, Any]) -> str:
+    """Word by word: in one call a large body would hold the interpreter, and the training step beside it, for long."""
+    return "".join(json.JSONEncoder(separators=(",", ":"), sort_keys=True, allow_nan=False).iterencode(body))
+
+
 def read_record(folder: Path) -> Record:
     """The record, proven by its sum and complete in itself; files are not looked at."""
-    body = _read_proven(folder)
-    try:
-        if body.pop("format") != FORMAT:
-            raise ValueError(f"not of format {FORMAT}")
-        body["files"] = {name: (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
-        body["tensors"] = {
-            kind: {name: _stored(name, entry, body["files"]) for name, entry in named.items()}
-            for kind, named in body["tensors"].items()
-        }
-        return Record(**body)
-    except (CheckpointError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise CheckpointError(f"{folder / MANIFEST}: not readable as a checkpoint ({error})") from error
-
-
-def read_attempt(folder: Path) -> int:
-    """The attempt alone, for less work."""
-    attempt = _read_proven(folder).get("attempt")
-    if not isinstance(attempt, int):
-        raise CheckpointError(f"{folder / MANIFEST}: not readable as a checkpoint (attempt is {attempt!r})")
-    return attempt
-
-
-def _read_proven(folder: Path) -> dict[str, Any]:
     try:
         data = (folder / MANIFEST).read_bytes()
         wanted = (folder / SUM).read_bytes()
@@ -108,8 +90,18 @@ def _read_proven(folder: Path) -> dict[str, Any]:
         raise CheckpointError(f"{folder / MANIFEST}: damaged (its sha256 is not that of {SUM})")
     try:
         body = json.loads(data)
-        return {str(name): value for name, value in body.items()}
-    except (ValueError, AttributeError, RecursionError) as error:
+        if body.pop("format") != FORMAT:
+            raise ValueError(f"not of format {FORMAT}")
+        body["files"] = {name: (int(size), str(digest)) for name, (size, digest) in body["files"].items()}
+        body["tensors"] = {
+            kind: {name: _stored(name, entry, body["files"]) for name, entry in named.items()}
+            for kind, named in body["tensors"].items()
+        }
+        record = Record(**body)
+        if type(record.step) is not int or type(record.attempt) is not int:
+            raise ValueError(f"step is {record.step!r}, attempt is {record.attempt!r}")
+        return record
+    except (CheckpointError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise CheckpointError(f"{folder / MANIFEST}: not readable as a checkpoint ({error})") from error
 
 

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from megatron_most.checkpoint.record import Record, read_attempt, read_record
+from megatron_most.checkpoint.record import SUM, Record, read_record
 from megatron_most.errors import CheckpointError
 from megatron_most.runtime import agree, get_logger, sync_folder, write_atomically
 
@@ -38,6 +38,7 @@ class Shelf:
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
+        self._published: tuple[str, int] | None = None  # sum and attempt of the last one, which need not be read again
 
     def path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}"
@@ -53,8 +54,10 @@ class Shelf:
     def last_attempt(self) -> int:
         """The attempt that saved the newest readable checkpoint; 0 where there is none."""
         for _, folder in sorted(self._folders().items(), reverse=True):
-            with suppress(CheckpointError):
-                return read_attempt(folder)
+            with suppress(CheckpointError, OSError):
+                if self._published and (folder / SUM).read_bytes() == f"{self._published[0]}\n".encode():
+                    return self._published[1]
+                return read_record(folder).attempt
         return 0
 
     def publish(self, draft: Path, step: int, digest: str, attempt: int = 0) -> None:
@@ -84,6 +87,7 @@ class Shelf:
                     aside.rename(place)
             raise
         sync_folder(self.folder)
+        self._published = digest, attempt
         self._settle()
         if (newest := self.steps()[0]) > step:  # it came while this process slept
             raise TakenOver(f"{self.folder}: step {newest} of a newer attempt has come before step {step} of this one")

@@ -1,7 +1,7 @@
 """Tensor files in the safetensors format, written as a stream that is hashed on its way to the disk.
 
-The library's own writer holds the interpreter while it writes, which would stall the training step beside it, and the
-hash would cost a second reading. Reading is the library's.
+After the library's own writer, the hash would cost a second reading. Here a block at a time goes to the file and into
+the hash, and both let the training step run beside them. Reading is the library's.
 """
 
 from __future__ import annotations

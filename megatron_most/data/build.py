@@ -6,6 +6,7 @@ in order, so the files are the same for any number of workers and any number of 
 
 from __future__ import annotations
 
+import hashlib
 import time
 from collections import Counter
 from collections.abc import Iterator
@@ -105,6 +106,9 @@ def build(inputs: BuildInputs, options: BuildOptions, out: Path | str, shard: Sh
         return folder
     for manifest in inputs.manifests:
         manifest.verify()
+    for units_set in inputs.units:
+        for part in units_set.shards:
+            part.verify()
     spans = [shard_rows(manifest, shard) for manifest in inputs.manifests]
     total = sum(last - first for first, last in spans)
     worker = Worker(inputs=inputs, units=units, options=options)
@@ -127,8 +131,11 @@ def build(inputs: BuildInputs, options: BuildOptions, out: Path | str, shard: Sh
                 journal.commit(dict(vars(done)))
                 committed = time.monotonic()
         rejects.check(done.rows, at_end=True)
-        if not done.documents:
-            raise DataError(f"{folder}: no document came of {done.rows} rows (rejected: {rejects}); nothing is written")
+        if not done.documents and shard == (0, 1):  # a shard may be empty: there are fewer recordings than shards
+            raise DataError(
+                f"{folder}: no document came of {done.rows} rows (rejected: {rejects}); look at "
+                f"{journal.path(REJECTS)}, and at --part, which leaves rows out"
+            )
         journal.commit(dict(vars(done)))
         journal.seal(lambda part: _finish(part, inputs, options, shard, done))
     return folder
@@ -136,6 +143,12 @@ def build(inputs: BuildInputs, options: BuildOptions, out: Path | str, shard: Sh
 
 def _match(inputs: BuildInputs, options: BuildOptions) -> list[UnitSet | None]:
     """The unit set of each manifest. What the task cannot use is refused here, before any work."""
+    if not inputs.manifests:
+        raise DataError("no manifest; give at least one with --manifests")
+    if not 0 <= options.hold_out < 1:
+        raise DataError(f"--hold-out {options.hold_out}: not a share; give 0 or more and less than 1")
+    if options.workers < 1:
+        raise DataError(f"--workers {options.workers}: give at least 1")
     if options.task not in TASKS:
         raise DataError(f"task {options.task!r}: not known; use one of {', '.join(TASKS)}")
     kind = "speech" if options.task in SPEECH_TASKS else "chat" if options.task in INSTRUCT_TASKS else "text"
@@ -194,7 +207,8 @@ def _named(units: UnitSet) -> str:
 
 
 def _units_hash(units: UnitSet) -> str:
-    return ",".join(shard.header.files["units.u16"][1] for shard in units.shards)
+    sums = "".join(digest for shard in units.shards for _, digest in shard.header.files.values())
+    return hashlib.sha256(sums.encode()).hexdigest()
 
 
 def _chunks(

@@ -13,7 +13,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -27,6 +27,8 @@ from megatron_most.runtime import Journal, Meter, confine, is_done, open_journal
 from megatron_most.speech import AudioError, SpeechCodec, UnitSequence, read_span
 
 CHUNK_ROWS, CHUNK_S = 256, 1200.0
+LOUDEST = 1000.0
+"""Samples beyond this are no sound of a float file, whose full scale is 1, and would overflow in features."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +37,7 @@ class ExtractOptions:
 
     max_seconds: float = 120.0
     """Longer utterances are rejected; cut them first."""
-    channel: str = "mix"
+    channel: Literal["mix", "cut"] = "mix"
     """mix: the mean of all channels. cut: the channel that the manifest names."""
     max_reject_rate: float = 0.05
     decode_threads: int = 0
@@ -57,6 +59,8 @@ def extract_units(
     """The units of one shard: in `out`, or, where there are several, in a folder below. Goes on after a kill."""
     if manifest.header.kind != "speech":
         raise DataError(f"{manifest.folder}: a manifest of {manifest.header.kind}; units are made from speech")
+    if not options.max_seconds > 0:
+        raise DataError(f"--max-seconds {options.max_seconds:g}: give a length of time above 0")
     if not audio_root.is_dir():
         raise DataError(f"{audio_root}: no such folder; give where the audio is with --audio-root")
     folder = shard_folder(Path(out), shard)
@@ -153,6 +157,8 @@ class _Reader:
             wave = read_span(path, row.start, row.duration, sample_rate=identity.sample_rate, channel=channel)
         except (AudioError, RowError) as error:
             return error.reason, error.detail
+        if (highest := float(np.abs(wave).max(initial=0.0))) > LOUDEST:
+            return "not sound", f"a sample of {highest:.3g}, where full scale is 1"
         if len(wave) < self._codec.min_samples:
             return "too short", f"{row.duration:g} s make no unit"
         return wave

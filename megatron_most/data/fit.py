@@ -14,7 +14,9 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_most.data.extract import LOUDEST
 from megatron_most.data.manifest import Manifest
+from megatron_most.data.rejects import RowError
 from megatron_most.data.rows import Utterance
 from megatron_most.errors import DataError
 from megatron_most.runtime import Meter, confine, get_logger
@@ -108,7 +110,10 @@ def _waves(sample: Sequence[tuple[Path, Utterance]], rate: int, meter: Meter) ->
 
 
 def _read(root: Path, row: Utterance, rate: int) -> np.ndarray:
-    return read_span(confine(root, row.audio), row.start, row.duration, sample_rate=rate)
+    wave = read_span(confine(root, row.audio), row.start, row.duration, sample_rate=rate)
+    if float(np.abs(wave).max(initial=0.0)) > LOUDEST:
+        raise RowError("not sound", "a sample far beyond full scale")
+    return wave
 
 
 def _hours(done: float, total: float, seconds: float) -> str:

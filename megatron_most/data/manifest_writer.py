@@ -21,7 +21,7 @@ from megatron_most.data.manifest import HEADER, REJECTS, ROWS, Kind, ManifestHea
 from megatron_most.data.rejects import Rejects, RowError
 from megatron_most.data.rows import ChatRow, chat_dict, parse_chat, parse_text, parse_utterance
 from megatron_most.errors import DataError
-from megatron_most.runtime import sync_folder, write_atomically
+from megatron_most.runtime import claim, sync_folder, write_atomically
 
 _CHECK_EVERY = 1000  # rows between two looks at the reject rate
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -62,8 +62,11 @@ class ManifestWriter:
             raise DataError(f"{self.folder}: exists already; choose another folder or remove it")
         self._part = self.folder.with_name(f"{self.folder.name}.part")
         with _disk(self._part):
-            shutil.rmtree(self._part, ignore_errors=True)  # of a run that was killed: manifests are made anew
-            self._part.mkdir(parents=True)
+            self._part.mkdir(parents=True, exist_ok=True)
+            self._holding = contextlib.ExitStack()
+            self._claim = self._holding.enter_context(claim(self._part))
+            for name in (ROWS, REJECTS, HEADER):  # of a run that was killed: manifests are made anew
+                (self._part / name).unlink(missing_ok=True)
             self._hash = hashlib.sha256()
             self._file = open(self._part / ROWS, "wb")
             raw = _Hashed(self._file, self._hash)
@@ -147,8 +150,9 @@ class ManifestWriter:
             for file in (self._rows_file, self._file, self._rejects_file):
                 with contextlib.suppress(OSError, ValueError):
                     file.close()
-            if self._part.exists():
+            if error is not None or not self.folder.exists():
                 self._keep_rejects()
+            self._holding.close()
 
     def _seal(self) -> None:
         self.rejects.check(self.rows + self.rejects.total, at_end=True)
@@ -167,7 +171,11 @@ class ManifestWriter:
                 rejects=dict(self.rejects.counts),
             )
             write_atomically(self._part / HEADER, self._header.to_json())
+            self._claim.check()
             self._part.rename(self.folder)
+            for mark in self.folder.glob(".claim-*"):
+                mark.unlink(missing_ok=True)
+            self.folder.with_name(f"{self.folder.name}.{REJECTS}").unlink(missing_ok=True)  # of a try that failed
             sync_folder(self.folder.parent)
 
     def _keep_rejects(self) -> None:

@@ -104,8 +104,8 @@ def open_journal(out: Path | str, job: Mapping[str, Any], files: Sequence[str]) 
         try:
             yield journal
         finally:
-            with contextlib.suppress(OSError):  # what was not committed does not count: a full disk may refuse it
-                for file in opened.values():
+            for file in opened.values():
+                with contextlib.suppress(OSError):  # what was not committed does not count: a full disk may refuse it
                     file.close()
 
 

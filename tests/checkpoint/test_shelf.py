@@ -22,6 +22,7 @@ import torch
 from megatron_most.checkpoint import LocalTensors, Saver, Shelf, TakenOver, TensorReader, read_record, verify_files
 from megatron_most.checkpoint import draft as drafts
 from megatron_most.checkpoint import save as saving
+from megatron_most.checkpoint import shelf as shelves
 from megatron_most.errors import CheckpointError
 from megatron_most.runtime import Claim, Ranks, claim
 from tests.checkpoint.small import (
@@ -127,7 +128,7 @@ def test_a_tensor_that_is_missing_or_misshapen_is_never_saved(tmp_path: Path) ->
 
 
 def test_training_goes_on_while_a_large_tensor_is_written(tmp_path: Path) -> None:
-    """The library's own writer would hold the interpreter all the while: no tick at all."""
+    """A writer that held the interpreter would let no tick pass."""
     saver = Saver(Shelf(tmp_path), {"large": [piece("large", (1 << 24,))]}, None, keep=0, versions={})
     snapshot = saver.snapshot(1, [("weight", "large", torch.ones(1 << 24))], {}, {})
     saver.write(snapshot)
@@ -213,6 +214,25 @@ def test_an_older_attempt_is_refused_by_the_checkpoints_too(tmp_path: Path) -> N
         with pytest.raises(TakenOver, match="attempt 2 of this run has saved here, so attempt 1 saves nothing more"):
             save(old, step)
     assert newest(tmp_path) == (2, 1) and whole_steps(tmp_path) == {1: 0, 2: 1} and not left_over(tmp_path)
+
+
+def test_an_attempt_that_slept_after_its_rename_leaves_latest_and_the_rest_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = make_saver(tmp_path, keep=1), make_saver(tmp_path)
+    sync = shelves.sync_folder
+
+    def sleep(folder: Path) -> None:
+        sync(folder)
+        if folder == tmp_path:
+            monkeypatch.setattr(shelves, "sync_folder", sync)
+            save(new, 2, by=1)
+            save(new, 3, by=1)
+
+    monkeypatch.setattr(shelves, "sync_folder", sleep)
+    with pytest.raises(TakenOver, match="step 3 of a newer attempt has come before step 1 of this one"):
+        save(old, 1)
+    assert latest(tmp_path) == 3 and set(whole_steps(tmp_path)) == {1, 2, 3}
 
 
 def test_an_attempt_that_stops_anywhere_and_wakes_after_a_newer_one_replaces_nothing(
@@ -369,15 +389,17 @@ def test_ranks_wait_for_rank_0_outside_of_a_collective(tmp_path: Path) -> None:
 
 
 def find_with_one_blind_rank(ranks: Ranks, folder: Path) -> tuple[int, int]:
-    """Rank 1 cannot read the manifest of step 3, and finds a shard of step 2 damaged; rank 0 sees no fault."""
+    """Rank 1 does not see step 4 at first, cannot read the manifest of step 3, and finds a shard of step 2 damaged."""
     if ranks.rank == 1:
+        folders = Shelf._folders
+        Shelf._folders = lambda shelf: {s: f for s, f in folders(shelf).items() if s != 4}  # type: ignore[method-assign]
         read = Path.read_bytes
         Path.read_bytes = lambda path: read(path / "x" if path.parent.name == "step-00000003" else path)  # type: ignore[method-assign]
     seen = []
 
     def verify(path: Path, record: Any) -> None:
         seen.append(record.step)
-        if ranks.rank == 1 and record.step == 2:
+        if (ranks.rank, record.step) in ((0, 4), (1, 2)):
             raise CheckpointError(f"{path}: damaged")
 
     found = Shelf(folder).find_newest(verify)
@@ -386,8 +408,8 @@ def find_with_one_blind_rank(ranks: Ranks, folder: Path) -> tuple[int, int]:
 
 
 def test_ranks_that_see_different_damage_load_the_same_checkpoint(tmp_path: Path) -> None:
-    save_all(tmp_path, 1, 2, 3)
-    assert run_ranks(find_with_one_blind_rank, 2, tmp_path, timeout=60) == [(1, 2), (1, 2)]
+    save_all(tmp_path, 1, 2, 3, 4)
+    assert run_ranks(find_with_one_blind_rank, 2, tmp_path, timeout=60) == [(1, 3), (1, 3)]
 
 
 def mixed_dtypes(ranks: Ranks, folder: Path) -> str:

@@ -228,3 +228,45 @@ def test_more_units_than_the_token_map_has_places_for_is_refused(corpus: Corpus,
     inputs = corpus.inputs(tokens=tokens, tokenizer=load_tokenizer(tmp_path / "tokenizer"))
     with pytest.raises(DataError, match="16 units, but the token map has places for 8"):
         build(inputs, BuildOptions(task="asr"), tmp_path / "d")
+
+
+@pytest.mark.parametrize("name", ["units.u16", "durations.u32", "ends.i64", "rows.i64", "ids.txt"])
+def test_damaged_units_are_refused_before_any_work(corpus: Corpus, tmp_path: Path, name: str) -> None:
+    import shutil
+
+    shutil.copytree(corpus.root / "units", tmp_path / "units")
+    data = bytearray((tmp_path / "units" / name).read_bytes())
+    data[len(data) // 2] ^= 1
+    (tmp_path / "units" / name).write_bytes(data)
+    with pytest.raises(DataError, match=f"{name}: damaged"):
+        build(corpus.inputs(units=(open_units(tmp_path / "units"),)), BuildOptions(task="asr"), tmp_path / "d")
+    assert not list(tmp_path.glob("d*"))
+
+
+def test_a_shard_without_rows_is_a_shard_and_merges(corpus: Corpus, tmp_path: Path) -> None:
+    long = make_corpus(tmp_path / "long", recordings=1, cuts=20)
+    extract_units(long, corpus.codec, tmp_path / "units", (0, 1), ExtractOptions(), long.audio_root)
+    inputs = corpus.inputs(long, units=(open_units(tmp_path / "units"),))
+    build(inputs, BuildOptions(task="asr"), tmp_path / "whole")
+    for index in range(3):
+        build(inputs, BuildOptions(task="asr"), tmp_path / "shards", (index, 3))
+    assert 0 in [open_dataset(folder)[0].documents for folder in (tmp_path / "shards").iterdir()]
+    merge(sorted((tmp_path / "shards").iterdir()), tmp_path / "merged")
+    for name in ("tokens.bin", "tokens.idx", "ids.txt"):
+        assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("options", "wrong"),
+    [
+        ({"hold_out": 1.5, "part": "valid"}, "--hold-out 1.5: not a share"),
+        ({"hold_out": float("nan"), "part": "valid"}, "--hold-out nan: not a share"),
+        ({"workers": 0}, "--workers 0"),
+    ],
+)
+def test_options_out_of_range_are_refused_by_name(
+    corpus: Corpus, tmp_path: Path, options: dict[str, Any], wrong: str
+) -> None:
+    with pytest.raises(DataError, match=wrong):
+        build(corpus.inputs(), BuildOptions(task="asr", **options), tmp_path / "d")
+    assert not list(tmp_path.glob("d*"))

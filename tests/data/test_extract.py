@@ -176,11 +176,24 @@ def test_every_bad_file_is_reported_and_the_rest_goes_on(tmp_path: Path, codec: 
     nan = good.copy()
     nan[100] = np.nan
     soundfile.write(audio / "nan.wav", nan, RATE, subtype="FLOAT")
+    huge = good.copy()
+    huge[100] = 1e30
+    soundfile.write(audio / "huge.wav", huge, RATE, subtype="FLOAT")
     (audio / "text.wav").write_text("this is no sound at all, only text\n" * 50)
     soundfile.write(audio / "stereo.wav", np.stack([good, good[::-1]], 1), RATE)
     (tmp_path / "secret.wav").write_bytes((audio / "good.wav").read_bytes())
     (audio / "link.wav").symlink_to(tmp_path / "secret.wav")
-    names = ["good.wav", "empty.wav", "cut.flac", "cut.mp3", "flac_inside.wav", "nan.wav", "text.wav", "stereo.wav"]
+    names = [
+        "good.wav",
+        "empty.wav",
+        "cut.flac",
+        "cut.mp3",
+        "flac_inside.wav",
+        "nan.wav",
+        "huge.wav",
+        "text.wav",
+        "stereo.wav",
+    ]
     cuts = [cut(name, name, 0, 30 if name.startswith("cut") else 3, 30) for name in [*names, "link.wav", "none.wav"]]
     cuts += [cut("beyond", "good.wav", 2.5, 3, 30), cut("short", "good.wav", 0, 0.001, 30)]
     cuts += [cut("eight hours", "good.wav", 0, 28800, 28800)]
@@ -192,6 +205,7 @@ def test_every_bad_file_is_reported_and_the_rest_goes_on(tmp_path: Path, codec: 
         "cut.flac": "truncated audio",
         "cut.mp3": "truncated audio",
         "nan.wav": "not a number",
+        "huge.wav": "not sound",
         "text.wav": "unreadable audio",
         "link.wav": "outside the data root",
         "none.wav": "missing file",
@@ -205,7 +219,7 @@ def test_every_bad_file_is_reported_and_the_rest_goes_on(tmp_path: Path, codec: 
     assert found.shards[0].header.rejects == {
         reason: list(reasons.values()).count(reason) for reason in reasons.values()
     }
-    with pytest.raises(DataError, match=r"10 of 13 rows rejected .*--max-reject-rate"):
+    with pytest.raises(DataError, match=r"11 of 14 rows rejected .*--max-reject-rate"):
         extract(manifest, codec, tmp_path / "strict")
 
 

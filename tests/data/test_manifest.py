@@ -250,3 +250,40 @@ def test_a_full_disk_is_one_clear_error_with_nothing_left(tmp_path: Path) -> Non
         os._exit(5)
     assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
     assert not (tmp_path / "m").exists() and not (tmp_path / "m.part").exists()
+
+
+def test_two_writers_of_one_manifest_never_mix(tmp_path: Path) -> None:
+    with writer(tmp_path / "m") as first:
+        first.add_cut(cut())
+        with pytest.raises(DataError, match="is writing here"), writer(tmp_path / "m") as second:
+            second.add_cut(cut("other"))
+        first.add_cut(cut("c-2"))
+    manifest = open_manifest(tmp_path / "m")
+    manifest.verify()
+    assert [row.id for row in manifest.rows()] == ["c-1", "c-2"]
+    assert sorted(path.name for path in (tmp_path / "m").iterdir()) == [
+        "manifest.json",
+        "rejects.jsonl",
+        "rows.jsonl.gz",
+    ]
+
+
+def test_a_bad_supervision_takes_no_other_of_its_cut_with_it(tmp_path: Path) -> None:
+    from megatron_most.data.corpora import Cuts, write_manifest
+
+    said = cut()["supervisions"][0]
+    given = [{**said, "id": "s-0", "duration": 0.5}, {**said, "id": "s-1", "text": ""}]
+    given += [{**said, "id": "s-2", "start": 1.0, "duration": 90}, {**said, "id": "s-3", "start": 1.0, "duration": 0.5}]
+    whole = cut(supervisions=[{**one, "alignment": None} for one in given])
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "b.flac").write_bytes(b"x")
+    (tmp_path / "cuts.jsonl").write_text(json.dumps(whole) + "\n")
+    corpus = Cuts(
+        name="n", cuts=(tmp_path / "cuts.jsonl",), audio_root=tmp_path, out=tmp_path / "m", max_reject_rate=0.5
+    )
+    write_manifest(corpus)
+    assert [row.id for row in open_manifest(tmp_path / "m").rows()] == ["n-s-0", "n-s-3"]
+    assert [(entry["id"], entry["reason"]) for entry in rejected(tmp_path / "m")] == [
+        ("s-1", "missing text"),
+        ("s-2", "beyond the end"),
+    ]

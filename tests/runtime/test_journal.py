@@ -194,9 +194,11 @@ def test_a_full_disk_is_one_clear_error_and_the_job_goes_on_when_there_is_room(t
 
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # a write past the limit then fails as a full disk does
         resource.setrlimit(resource.RLIMIT_FSIZE, (2000, 2000))
-        with pytest.raises(DataError, match="cannot be written: .*; make room, then run the same command again"):
+        try:
             count(tmp_path / "a")
-        os._exit(7)
+        except DataError as error:
+            os._exit(7 if "; make room, then run the same command again" in str(error) else 8)
+        os._exit(9)
 
     process = start(limited)
     process.join()

@@ -60,35 +60,53 @@ class Cuts(Corpus):
                 except RowError as error:
                     yield Reject.of(id, error)
 
-    def _cuts(self, row: dict[str, Any], audio: AudioRoot, normalise: Normaliser) -> Iterator[dict[str, Any]]:
+    def _cuts(self, row: dict[str, Any], audio: AudioRoot, normalise: Normaliser) -> Iterator[Item]:
+        """Each supervision of a cut is judged by itself: a bad one takes no other with it."""
         recording = open_cut(row, audio)
         begin, length = number(row, "start"), number(row, "duration")
         if length <= 0:
             raise RowError("zero length", f"duration {length:g} s")
         said = supervisions(row)
-        for given in said or [{}]:
-            text = given.get("text")
-            start = number(given, "start") if said else 0.0
-            duration = number(given, "duration") if said else length
-            if start < -ROUNDING_S or start + duration > length + ROUNDING_S:
-                raise RowError("beyond the end", f"a supervision at {start:g} s + {duration:g} s of {length:g} s")
-            if abs(start) < ROUNDING_S and abs(duration - length) < ROUNDING_S:
-                start, duration = 0.0, length  # it is the whole cut
-            id = label(row if len(said) < 2 else given, "id")
-            if id is None:
-                raise RowError("malformed row", "no id")
-            speaker, language = label(given, "speaker"), self.language or given.get("language")
-            yield make_cut(
-                id=f"{self.name}-{id}",
-                recording=recording,
-                start=round(begin + start, ndigits=8) if start else begin,
-                duration=duration,
-                channel=row.get("channel", 0),
-                text=transcript(text, normalise) if text or self.needs_text else None,
-                speaker=None if speaker is None else f"{self.name}-{speaker}",
-                language=language,
-                words=aligned_words(given, start, normalise),
-            )
+        whole = label(row, "id") or "?"
+        for place, given in enumerate(said or [{}]):
+            try:
+                yield self._cut(row, recording, given, said, (begin, length), normalise)
+            except RowError as error:
+                of_several = given.get("id") or f"{whole}, supervision {place + 1}"
+                yield Reject.of(whole if len(said) < 2 else f"{of_several:.200}", error)
+
+    def _cut(
+        self,
+        row: dict[str, Any],
+        recording: Recording,
+        given: dict[str, Any],
+        said: list[dict[str, Any]],
+        span: tuple[float, float],
+        normalise: Normaliser,
+    ) -> dict[str, Any]:
+        begin, length = span
+        text = given.get("text")
+        start = number(given, "start") if said else 0.0
+        duration = number(given, "duration") if said else length
+        if start < -ROUNDING_S or start + duration > length + ROUNDING_S:
+            raise RowError("beyond the end", f"a supervision at {start:g} s + {duration:g} s of {length:g} s")
+        if abs(start) < ROUNDING_S and abs(duration - length) < ROUNDING_S:
+            start, duration = 0.0, length  # it is the whole cut
+        id = label(row if len(said) < 2 else given, "id")
+        if id is None:
+            raise RowError("malformed row", "no id")
+        speaker, language = label(given, "speaker"), self.language or given.get("language")
+        return make_cut(
+            id=f"{self.name}-{id}",
+            recording=recording,
+            start=round(begin + start, ndigits=8) if start else begin,
+            duration=duration,
+            channel=row.get("channel", 0),
+            text=transcript(text, normalise) if text or self.needs_text else None,
+            speaker=None if speaker is None else f"{self.name}-{speaker}",
+            language=language,
+            words=aligned_words(given, start, normalise),
+        )
 
 
 def open_cut(row: dict[str, Any], audio: AudioRoot) -> Recording:
