@@ -54,6 +54,7 @@ class _State:
 def run_training(config: RunConfig, launch: Launch | None = None) -> int:
     """Train; the exit code: 0, or EXIT_STOPPED where it was asked to stop and has saved."""
     folder = Path(config.checkpoint.folder.format(name=config.name))
+    stop = StopRequest(folder)  # from the first moment: a signal that nobody awaits would end the process unsaved
     with open_session(config, launch) as session, ExitStack() as stack:
         plan = session.plan
         if session.device.kind == "cpu" and plan.config.model.hidden_size < _GAINS_FROM_THREADS:
@@ -80,7 +81,7 @@ def run_training(config: RunConfig, launch: Launch | None = None) -> int:
             write_atomically(folder / RECIPE, dump(config))
         metrics = Metrics(folder, state.step, config.train.steps)
         stack.callback(metrics.close)
-        return _loop(session, engine, reader, saver, metrics, state, StopRequest(folder))
+        return _loop(session, engine, reader, saver, metrics, state, stop)
 
 
 def _loop(

@@ -263,7 +263,7 @@ def test_a_row_is_what_one_supervision_covers(tmp_path: Path, audio: Path) -> No
     assert (first.id, first.start, first.duration, first.speaker, first.language) == ("own-a", 2.0, 1.0, "own-x", "fr")
     assert (second.id, second.start, second.duration, second.text) == ("own-b", 3.25, 2.0, "one two")
     assert second.words == (Word(text="one", start=0.25, duration=0.2), Word(text="two", start=0.65, duration=0.3))
-    assert rejects(tmp_path / "out") == [(f"{BOOK}_1", "beyond the end")]
+    assert rejects(tmp_path / "out") == [("c", "beyond the end")]
 
 
 def test_speech_without_text_is_taken_where_asked_for(tmp_path: Path, audio: Path) -> None:
