@@ -27,10 +27,6 @@ def hubert(inputs: Inputs) -> Iterator[Row]:
 
     torch.manual_seed(0)
     model = HubertModel(HubertConfig(**inputs.scale.hubert))
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.ndim == 2 and name.startswith("encoder"):
-                weight.mul_(4.0)  # frames of a model just born are too much alike
     model.save_pretrained(inputs.folder / "model")
     num_layers = model.config.num_hidden_layers
     del model
@@ -76,5 +72,5 @@ def _on(device: Device, inputs: Inputs, num_layers: int) -> Iterator[Row]:
             )
             [shard] = open_units(inputs.folder / f"units-{kind}-0").shards
             alike = sum(np.array_equal(shard.sequence(at).units, units) for at, units in enumerate(theirs))
-            assert alike == len(paths) or kind == "gpu", f"units of {len(paths) - alike} files differ"
-            yield replace(row, ours=f"{row.ours}, {alike} of {len(paths)} files alike")
+            row = replace(row, ours=f"{row.ours}; {alike} of {len(paths)} files alike")
+            yield row if alike == len(paths) or row.ok is None else replace(row, ok=False)

@@ -1,8 +1,8 @@
 """One checkpoint while it is being written: a folder without a name yet, and how its ranks hear of each other.
 
-Every rank writes its share and then a note of what it wrote, or of why it could not; rank 0 reads the notes. Files
-carry all of it, since no collective may run beside the training step's. A folder is used for one writing only, so
-that no note or file of another is ever taken for one of this.
+Every rank writes its share and then a note of what it wrote, which rank 0 reads; a rank that cannot takes the folder
+away. Files carry all of it, since no collective may run beside the training step's. A folder is used for one writing
+only, so that no note or file of another is ever taken for one of this.
 """
 
 from __future__ import annotations
@@ -48,50 +48,40 @@ class Snapshot:
 
 @dataclass(frozen=True)
 class Draft:
-    """The folder and this rank's place among its writers. Rank 0 makes the folder, and removes it where it fails."""
+    """The folder, which rank 0 has made, and this rank's place among its writers."""
 
     folder: Path
     rank: int
     ranks: int
 
     def write_share(self, snapshot: Snapshot, wholes: Mapping[str, Box]) -> None:
-        """Two files, what a model is and what only an optimizer wants; then the note. CheckpointError where not."""
+        """Two files, what a model is and what only an optimizer wants; then the note."""
         note: dict[str, Any] = {"files": {}, "pieces": []}
-        try:
-            for stem, kinds in (("weights", KINDS[:1]), ("moments", KINDS[1:])):
-                file = self._file(stem)
-                tensors: dict[str, torch.Tensor] = {}
-                for kind in kinds:
-                    for (name, start, shape), tensor in snapshot.tensors[kind].items():
-                        key = f"{kind}/{name}"
-                        if shape != wholes[name]:
-                            key += "@" + ",".join(map(str, start))
-                        tensors[key] = tensor
-                        dtype = str(tensor.dtype).removeprefix("torch.")
-                        note["pieces"].append([kind, name, wholes[name], dtype, file, key, start, shape])
-                if tensors:
-                    note["files"][file] = write_tensors(self.folder / file, tensors)
-            write_atomically(self._note(self.rank), to_json(note))
-        except Exception as error:
-            failure = self.explain(error)
-            self._tell(failure)
-            raise failure from error
+        for stem, kinds in (("weights", KINDS[:1]), ("moments", KINDS[1:])):
+            file = f"{stem}-{self.rank:05d}{SUFFIX}"
+            tensors: dict[str, torch.Tensor] = {}
+            for kind in kinds:
+                for (name, start, shape), tensor in snapshot.tensors[kind].items():
+                    key = f"{kind}/{name}"
+                    if shape != wholes[name]:
+                        key += "@" + ",".join(map(str, start))
+                    tensors[key] = tensor
+                    dtype = str(tensor.dtype).removeprefix("torch.")
+                    note["pieces"].append([kind, name, wholes[name], dtype, file, key, start, shape])
+            if tensors:
+                note["files"][file] = write_tensors(self.folder / file, tensors)
+        write_atomically(self._note(self.rank), to_json(note))
 
     def read_notes(self) -> tuple[dict[str, tuple[int, str]], dict[str, dict[str, StoredTensor]]]:
         """Rank 0: wait for all notes; the files, and by kind and name the tensors that they make up together."""
         awaited, notes = set(range(self.ranks)), []
         pause, until = _LOOK_S[0], time.monotonic() + WAIT_S
         while True:
-            try:
-                there = set(os.listdir(self.folder))
-            except OSError as error:
-                raise self.explain(error) from error
+            there = set(os.listdir(self.folder))
             for rank in sorted(awaited):
                 if self._note(rank).name in there:
                     notes.append(json.loads(self._note(rank).read_text()))
                     awaited.remove(rank)
-                    if "error" in notes[-1]:
-                        raise SecondHand(f"rank {rank}: {notes[-1]['error']}")
             if not awaited:
                 break
             if time.monotonic() > until:
@@ -106,8 +96,13 @@ class Draft:
         return _files(notes), _tensors(notes)
 
     def is_gone(self) -> bool:
-        """Rank 0 has given it its name, or removed it."""
+        """It has its name now, or a rank has failed."""
         return not self.folder.exists()
+
+    def take_away(self) -> None:
+        """How a rank tells all others that it has failed: it takes no room, so a full disk does not prevent it."""
+        with suppress(OSError):
+            discard(self.folder)
 
     def explain(self, error: Exception) -> CheckpointError:
         """What went wrong, in words for the one who has to mend it."""
@@ -121,20 +116,6 @@ class Draft:
                 f"{self.folder}: not saved: {why}; what was saved before is whole, make room for the next"
             )
         return CheckpointError(f"{self.folder}: not saved: {type(error).__name__}: {error}")
-
-    def _tell(self, failure: CheckpointError) -> None:
-        """Let rank 0 know, on a full disk too: first make room; without any the folder's disappearance is the word."""
-        for stem in ("weights", "moments"):
-            with suppress(OSError):
-                (self.folder / self._file(stem)).unlink()
-        try:
-            write_atomically(self._note(self.rank), json.dumps({"error": str(failure)}))
-        except OSError:
-            with suppress(OSError):
-                discard(self.folder)
-
-    def _file(self, stem: str) -> str:
-        return f"{stem}-{self.rank:05d}{SUFFIX}"
 
     def _note(self, rank: int) -> Path:
         return self.folder / f".note-{rank:05d}.json"

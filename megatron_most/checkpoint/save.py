@@ -22,7 +22,7 @@ from megatron_most.checkpoint import draft as drafts
 from megatron_most.checkpoint.draft import SUFFIX, Draft, SecondHand, Snapshot
 from megatron_most.checkpoint.pieces import Box, Piece, divide_work, lay_out
 from megatron_most.checkpoint.record import KINDS, MANIFEST, SUM, Record
-from megatron_most.checkpoint.shelf import Shelf, TakenOver, discard
+from megatron_most.checkpoint.shelf import Shelf, TakenOver
 from megatron_most.errors import CheckpointError, DataError
 from megatron_most.runtime import Claim, agree, get_logger, sha256_file, write_atomically
 
@@ -140,9 +140,8 @@ class Saver:
                 self._publish(draft, snapshot)
         except Exception as error:  # a thread's errors reach nobody: it is raised by the next wait()
             self._failure = self._explain(draft, error)
-            _log.warning("saving step %d failed: %s", snapshot.step, self._failure)
-            if self._rank == 0:
-                discard(draft.folder)
+            draft.take_away()
+            _log.warning("saving step %d failed: %s", snapshot.step, self._failure)  # last: a log can be full as well
 
     def _publish(self, draft: Draft, snapshot: Snapshot) -> None:
         """Rank 0: wait for all notes, write the manifest, and put the checkpoint on the shelf."""

@@ -79,7 +79,6 @@ class Shelf:
                 aside = self.folder / f".replaced-by-{step:08d}.{self.path(later).name}"
                 place.rename(aside)
                 moved.append((place, aside))
-            sync_folder(draft)
             draft.rename(self.path(step))
         except BaseException:
             for place, aside in reversed(moved):
