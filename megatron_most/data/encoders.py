@@ -51,6 +51,9 @@ class TextTokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text by itself. RowError for a text that cannot be told from special tokens."""
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """For people to read: special tokens are shown by name where the tokenizer names them."""
+
 
 class HFTokenizer:
     """A tokenizer.json, read by the `tokenizers` library."""
@@ -86,6 +89,9 @@ class HFTokenizer:
 
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         return self._encode_batch(texts)
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
 
     def id_of(self, token: str) -> int | None:
         """The id of a token given by its string."""
@@ -128,6 +134,9 @@ class SentencePieceTokenizer:
         ids = [np.array(one, np.int32) for one in encoded]
         self._refused.check(ids, texts)
         return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids))
 
     def id_of(self, token: str) -> int | None:
         """The id of a token given by its string."""

@@ -71,3 +71,7 @@ class Engine(Protocol):
     def evaluate(self, batches: Sequence[PackedBatch]) -> LossTerms:
         """Losses over all ranks' batches, without learning."""
         ...
+
+    def predict(self, batch: PackedBatch, places_B: torch.Tensor) -> torch.Tensor:
+        """The likeliest token after each row's given place, on the host of every rank. All pass the same batch."""
+        ...

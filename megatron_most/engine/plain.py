@@ -16,7 +16,7 @@ from megatron_most.data import PackedBatch
 from megatron_most.engine.check import check_together
 from megatron_most.engine.gradients import clip_gradients, gradient_norm, reduce_gradients
 from megatron_most.engine.interface import ReadLocal, StepReport
-from megatron_most.engine.schedule import run_micro_batches
+from megatron_most.engine.schedule import predict, run_micro_batches
 from megatron_most.errors import ConfigError
 from megatron_most.model import LossTerms, MostModel
 from megatron_most.moe import move_biases
@@ -102,6 +102,13 @@ class PlainEngine:
         check_together(batches, self.plan, self.groups)
         self.model.eval()
         return run_micro_batches(self.model, batches, self.groups, forward_only=True)
+
+    @torch.no_grad()
+    def predict(self, batch: PackedBatch, places_B: torch.Tensor) -> torch.Tensor:
+        """See interface.Engine."""
+        check_together([batch], self.plan, self.groups)
+        self.model.eval()
+        return predict(self.model, self.model, batch, places_B, self.groups)
 
     def _move(self, learning_rate: float) -> None:
         for weight, master in zip(self.weights, self.masters, strict=True):

@@ -10,7 +10,7 @@ micro-batch size or filler row of pads gives the same gradient. Core multiplies 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from megatron_most.data import PackedBatch
 from megatron_most.model import LossTerms, MostModel, loss_terms
 from megatron_most.parallel import Groups
 from megatron_most.upstream import piece
-from megatron_most.vocab import TAG_NAMES
+from megatron_most.vocab import OUTSIDE, TAG_NAMES
 
 
 def run_micro_batches(
@@ -91,3 +91,53 @@ def add_up(done: Sequence[LossTerms], groups: Groups, device: torch.device) -> L
     if groups.stages.size() > 1:  # other stages have zeros
         dist.all_reduce(total, group=groups.stages)
     return LossTerms(loss_sum_M=total[0], weight_sum_M=total[1])
+
+
+def predict(forward: Callable[..., torch.Tensor], model: MostModel, batch: PackedBatch, places_B: torch.Tensor,
+            groups: Groups) -> torch.Tensor:  # fmt: skip
+    """See interface.Engine. `forward` is the model, or what DeepSpeed has wrapped it in."""
+    device = next(model.parameters()).device
+    batch, places_B = batch.to(device), places_B.to(device)
+    if groups.stages.size() == 1:
+        return likeliest(forward(batch, with_labels=False), places_B, batch, groups)
+
+    def forward_step(iterator: Iterator[PackedBatch], model: MostModel) -> tuple[torch.Tensor, Any]:
+        return model(next(iterator), with_labels=False), lambda logits, non_loss_data: logits
+
+    done = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter([batch]),
+        model=[model],
+        num_microbatches=1,
+        seq_length=batch.tokens_BS.size(1),
+        micro_batch_size=batch.num_rows,
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
+    return likeliest(done[0] if done else None, places_B, batch, groups)
+
+
+def likeliest(
+    logits_BSV: torch.Tensor | None, places_B: torch.Tensor, batch: PackedBatch, groups: Groups
+) -> torch.Tensor:
+    """From this rank's piece of the logits (None: of an earlier stage) to the token of the highest, the first of equal
+    ones. All ranks call it.
+    """
+    best_B = torch.full_like(places_B, float("-inf"), dtype=torch.float32)
+    token_B = torch.full_like(places_B, torch.iinfo(torch.int64).max)
+    if logits_BSV is not None:
+        at_BS = torch.arange(batch.tokens_BS.size(1), device=places_B.device).expand_as(batch.tokens_BS)
+        is_here_BS = piece(at_BS, groups.context.rank(), groups.context.size()) == places_B[:, None]
+        first = groups.tensor.rank() * logits_BSV.size(-1)
+        tag_V = torch.tensor(batch.token_map.tag_table()[first : first + logits_BSV.size(-1)], device=places_B.device)
+        values, tokens = logits_BSV[is_here_BS].float().masked_fill(tag_V == OUTSIDE, float("-inf")).max(-1)
+        here_B = is_here_BS.any(-1)
+        best_B[here_B], token_B[here_B] = values, tokens + first
+    mine_B = best_B.clone()
+    across = [group for group in (groups.tensor, groups.context, groups.stages) if group.size() > 1]
+    for group in across:
+        dist.all_reduce(best_B, dist.ReduceOp.MAX, group=group)
+    token_B[mine_B != best_B] = torch.iinfo(torch.int64).max
+    for group in across:
+        dist.all_reduce(token_B, dist.ReduceOp.MIN, group=group)
+    return token_B.cpu()

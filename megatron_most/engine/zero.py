@@ -17,8 +17,8 @@ from megatron_most.config import Plan
 from megatron_most.data import PackedBatch
 from megatron_most.engine.check import check_together
 from megatron_most.engine.interface import ReadLocal, StepReport
-from megatron_most.engine.schedule import add_up, count_globally, cut_terms, run_micro_batches
-from megatron_most.errors import ConfigError, LayoutError, MostError
+from megatron_most.engine.schedule import add_up, count_globally, cut_terms, predict, run_micro_batches
+from megatron_most.errors import ConfigError, MostError
 from megatron_most.model import LossTerms, MostModel
 from megatron_most.moe import move_biases, set_auxiliary_scale
 from megatron_most.parallel import Groups
@@ -57,8 +57,6 @@ class ZeroEngine:
         """See interface.Engine."""
         batches = list(batches)
         check_together(batches, self.plan, self.groups)
-        if len(batches) != self.plan.micro_batches:
-            raise LayoutError(f"{len(batches)} micro-batches, but the engine was built for {self.plan.micro_batches}")
         self.engine.train()
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
@@ -113,8 +111,18 @@ class ZeroEngine:
         moved = [batch.to(device) for batch in batches]
         return add_up([cut_terms(self.engine(batch), batch, self.groups) for batch in moved], self.groups, device)
 
+    @torch.no_grad()
+    def predict(self, batch: PackedBatch, places_B: torch.Tensor) -> torch.Tensor:
+        """See interface.Engine."""
+        check_together([batch], self.plan, self.groups)
+        self.engine.eval()
+        return predict(self.engine, self.model, batch, places_B, self.groups)
+
     def _accumulate(self, batches: Sequence[PackedBatch]) -> LossTerms:
-        """DeepSpeed's own loop: it reduces while it goes backward, and steps after the last micro-batch."""
+        """DeepSpeed's own loop: it reduces while it goes backward, and steps after the last micro-batch.
+
+        It is told which that is, for steps may differ in length, but divides by the number it was built with.
+        """
         device = next(self.model.parameters()).device
         batches = [batch.to(device) for batch in batches]
         weights, rows = count_globally(batches, self.groups, device)
@@ -124,9 +132,10 @@ class ZeroEngine:
         )
         set_auxiliary_scale(scale * ranks / rows, device)
         done = []
-        for batch in batches:
+        for number, batch in enumerate(batches, start=1):
+            self.engine.set_gradient_accumulation_boundary(number == len(batches))
             terms = cut_terms(self.engine(batch), batch, self.groups)
-            self.engine.backward(terms.loss_sum_M.sum() * (len(batches) * ranks / weights))
+            self.engine.backward(terms.loss_sum_M.sum() * (self.plan.micro_batches * ranks / weights))
             self.engine.step()
             done.append(terms.detach())
         return add_up(done, self.groups, device)

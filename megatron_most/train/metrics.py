@@ -71,7 +71,9 @@ def _cut_to(path: Path, first: int) -> TextIO:
     if path.exists():
         for line in path.read_text(encoding="utf-8").splitlines():
             try:
-                if json.loads(line)["step"] < first:
+                entry = json.loads(line)
+                # A validation counts steps taken; the one before a checkpoint is not made again after it.
+                if entry["step"] < first or (first and entry["step"] == first and "validation" in entry):
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 break
