@@ -29,12 +29,14 @@ AT_LEAST_ONE = {
     "recompute": ("num_layers",),
     "train": ("steps", "sequence_length", "micro_batch_size", "global_batch_size", "max_skipped"),
     "data": ("window", "validation_documents"),
+    "telemetry": ("peak_flops",),
 }
 NOT_NEGATIVE = {
     "model": ("wave_size", "init_std"),
     "moe": ("num_experts", "shared_hidden_size", "aux_coefficient", "z_coefficient", "bias_rate"),
     "train": ("learning_rate", "weight_decay", "clip", "warmup_steps", "decay_steps", "end_ratio", "validate_every"),
     "checkpoint": ("every", "keep"),
+    "telemetry": ("every",),
 }
 ABOVE_ZERO = {  # a norm of zeros and an expert without gradients divide by these alone
     "model": ("norm_eps",),

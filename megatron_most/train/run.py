@@ -6,6 +6,7 @@ the engine takes it, its moments after; then the loop: read, step, tell, save. A
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -31,6 +32,7 @@ from megatron_most.errors import CheckpointError, ConfigError, MostError
 from megatron_most.model import build_model
 from megatron_most.runtime import Claim, Launch, agree, claim, get_logger, set_threads, write_atomically
 from megatron_most.train.blend import open_reader
+from megatron_most.train.board import require_boards
 from megatron_most.train.metrics import Metrics
 from megatron_most.train.resume import require_same_run
 from megatron_most.train.schedule import learning_rate
@@ -53,10 +55,11 @@ class _State:
 
 def run_training(config: RunConfig, launch: Launch | None = None) -> int:
     """Train; the exit code: 0, or EXIT_STOPPED where it was asked to stop and has saved."""
-    folder = Path(config.checkpoint.folder.format(name=config.name))
+    began, folder = time.time(), Path(config.checkpoint.folder.format(name=config.name))
     stop = StopRequest(folder)  # from the first moment: a signal that nobody awaits would end the process unsaved
     with open_session(config, launch) as session, ExitStack() as stack:
         plan = session.plan
+        require_boards(config.telemetry)
         if session.device.kind == "cpu" and plan.config.model.hidden_size < _GAINS_FROM_THREADS:
             set_threads(1)
         reader = open_reader(plan)
@@ -79,7 +82,7 @@ def run_training(config: RunConfig, launch: Launch | None = None) -> int:
         saver = Saver(shelf, pieces, own, keep=config.checkpoint.keep, versions=find_versions())
         if session.ranks.rank == 0:
             write_atomically(folder / RECIPE, dump(config))
-        metrics = Metrics(folder, state.step, config.train.steps)
+        metrics = Metrics(session, engine, reader.task_names, folder, state.step, began)
         stack.callback(metrics.close)
         return _loop(session, engine, reader, saver, metrics, state, stop)
 
@@ -100,10 +103,10 @@ def _loop(
     with Steps(reader, state.position, rows=train.global_batch_size, **dealt) as steps:  # type: ignore[arg-type]
         while state.step < train.steps:
             data = next(steps)
+            metrics.lap("data")
             rate = learning_rate(train, state.step)
-            report = engine.step(data.batches, rate)
-            tokens = sum(row.filled for row in data.rows)
-            metrics.step(state.step, report, tokens, learning_rate=rate, position=data.after.to_dict())
+            report = engine.step(data.batches, rate, lap=metrics.lap, look=metrics.looks_at(state.step))
+            metrics.step(state.step, report, data, rate)
             in_a_row = in_a_row + 1 if report.is_skipped else 0
             if in_a_row > train.max_skipped:
                 raise MostError(
@@ -114,16 +117,20 @@ def _loop(
             is_last = state.step == train.steps
             if train.validate_every and (state.step % train.validate_every == 0 or is_last):
                 _validate(plan, engine, reader, metrics, state.step, dealt)
+                metrics.lap("validation")
             is_stopped = not is_last and _any_rank(stop.is_asked(look=session.ranks.rank == 0))
             if is_last or is_stopped or (keep.every and state.step % keep.every == 0):
                 _save(plan, engine, reader, saver, state)
                 metrics.flush()
+                metrics.lap("checkpoint")
                 saved = state.step
             if is_stopped:
                 saver.wait()
+                metrics.lap("checkpoint")
                 _log.info("stopped after step %d by %s, all saved", saved, stop.reason or "another rank")
                 return EXIT_STOPPED
     saver.wait()
+    metrics.lap("checkpoint")
     return 0
 
 
