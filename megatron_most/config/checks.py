@@ -31,6 +31,7 @@ AT_LEAST_ONE = {
     + ("spike_window", "spike_steps"),
     "samples": ("tokens",),
     "data": ("window", "validation_documents"),
+    "telemetry": ("peak_flops",),
 }
 NOT_NEGATIVE = {
     "model": ("wave_size", "init_std"),
@@ -40,6 +41,7 @@ NOT_NEGATIVE = {
     "forgetting": ("limit",),
     "samples": ("count",),
     "checkpoint": ("every", "keep"),
+    "telemetry": ("every",),
 }
 ABOVE_ZERO = {  # a norm of zeros and an expert without gradients divide by these alone
     "model": ("norm_eps",),

@@ -244,6 +244,22 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TelemetryConfig:
+    """What a run tells beside a line a step in metrics.jsonl; none of it changes what is learnt."""
+
+    every: int = 10
+    """Steps between two looks: gradient norms by part, load of the experts, memory; 0 = none. Loads count all tokens
+    since the last look.
+    """
+    tensorboard: bool = True
+    """Write the same numbers for TensorBoard, into the run's folder."""
+    wandb: bool = False
+    """Send them to Weights & Biases too; its own environment variables say where."""
+    peak_flops: float | None = None
+    """What one device can do a second, for the MFU; not set = by the name of the GPU in bf16 or fp16, else no MFU."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One phase of training."""
 
@@ -315,6 +331,7 @@ class RunConfig:
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     core: dict[str, Scalar] = field(default_factory=dict)
     """More settings of Megatron-Core's TransformerConfig, by upstream name; what we set or cannot keep true is
     refused.

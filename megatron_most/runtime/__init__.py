@@ -1,11 +1,13 @@
 """Everything about processes, machines and files that knows nothing of MoST.
 
 Which rank this is (launch.py), what it computes on (device.py), how ranks meet, agree and end together (ranks.py,
-watch.py), lines, bars and files (log.py, progress.py, files.py), one writer a folder (claim.py), jobs that continue
-after a kill (journal.py), and work over several processes (workers.py). Importing this does not import torch.
+watch.py), lines, bars, clocks and files (log.py, progress.py, clock.py, files.py), one writer a folder (claim.py), jobs
+that continue after a kill (journal.py), and work over several processes (workers.py). Importing this does not import
+torch.
 """
 
 from megatron_most.runtime.claim import Claim, claim
+from megatron_most.runtime.clock import Clock
 from megatron_most.runtime.command import run_command
 from megatron_most.runtime.device import (
     CPU_BACKEND,
@@ -29,6 +31,7 @@ __all__ = [
     "CPU_BACKEND",
     "GPU_BACKEND",
     "Claim",
+    "Clock",
     "Device",
     "Journal",
     "Launch",

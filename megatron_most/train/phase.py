@@ -62,21 +62,25 @@ class Phase:
         )
         with steps:
             while state.step < train.steps:
-                self._step(next(steps))
+                data = next(steps)
+                self.metrics.lap("data")
+                self._step(data)
                 is_last, alarm = state.step == train.steps, None
                 if train.validate_every and (state.step % train.validate_every == 0 or is_last):
                     alarm = self.validation.run(state, self.metrics)
+                    self.metrics.lap("validation")
                 asked = _any_rank(stop.is_asked(look=self.session.ranks.rank == 0))
                 if is_last or asked or alarm or (keep.every and state.step % keep.every == 0):
                     self._save()
+                    self.metrics.lap("checkpoint")
                 if alarm is not None:
-                    self.saver.wait()
+                    self._await_saves()
                     raise alarm
                 if asked and not is_last:
-                    self.saver.wait()
+                    self._await_saves()
                     _log.info("stopped after step %d by %s, all saved", state.step, stop.reason or "another rank")
                     return EXIT_STOPPED
-        self.saver.wait()
+        self._await_saves()
         return 0
 
     def close(self) -> None:
@@ -86,9 +90,9 @@ class Phase:
     def _step(self, data: Step) -> None:
         train, state = self.session.plan.config.train, self.state
         rate = learning_rate(train, state.step)
-        report = self.engine.step(data.batches, rate)
-        tokens = sum(row.filled for row in data.rows)
-        self.metrics.step(state.step, report, tokens, learning_rate=rate, position=data.after.to_dict())
+        look = self.metrics.looks_at(state.step)
+        report = self.engine.step(data.batches, rate, lap=self.metrics.lap, look=look)
+        self.metrics.step(state.step, report, data, rate)
         self._in_a_row = self._in_a_row + 1 if report.is_skipped else 0
         if self._in_a_row > train.max_skipped:
             raise MostError(
@@ -113,11 +117,15 @@ class Phase:
         if len(state.rollbacks) >= train.max_rollbacks:
             remedy = "lower train.learning_rate, or look at these documents"
             raise MostError(f"{told} after {len(state.rollbacks)} rollbacks; the last rows held {names}; {remedy}")
-        self.saver.wait()
+        self._await_saves()
         left_out = {"step": state.step, "from": self._spike_at.to_dict(), "to": data.after.to_dict()}
         rolled = replace(state, position=data.after, rollbacks=[*state.rollbacks, left_out])
         told += ": going back to the last checkpoint, and on with the data that comes after"
         raise SpikeError(told, rolled)
+
+    def _await_saves(self) -> None:
+        self.saver.wait()
+        self.metrics.lap("checkpoint")
 
     def _save(self) -> None:
         plan, state = self.session.plan, self.state

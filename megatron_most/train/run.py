@@ -8,6 +8,7 @@ from the last checkpoint. All ranks do all of it.
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -29,6 +30,8 @@ from megatron_most.errors import CheckpointError, ConfigError, MostError
 from megatron_most.model import build_model
 from megatron_most.runtime import Claim, Launch, agree, claim, get_logger, set_threads, write_atomically
 from megatron_most.train.blend import open_reader
+from megatron_most.train.board import require_boards
+from megatron_most.train.forecast import describe
 from megatron_most.train.freeze import freeze
 from megatron_most.train.metrics import Metrics
 from megatron_most.train.phase import RECIPE, TOKEN_MAP, Phase, SpikeError
@@ -44,23 +47,26 @@ _GAINS_FROM_THREADS = 512  # hidden size; most-tiny takes 2.3 times as long on t
 
 def run_training(config: RunConfig, launch: Launch | None = None) -> int:
     """Train; the exit code: 0, or EXIT_STOPPED where it was asked to stop and has saved."""
-    folder = Path(config.checkpoint.folder.format(name=config.name))
+    began, folder = time.time(), Path(config.checkpoint.folder.format(name=config.name))
     stop = StopRequest(folder)  # from the first moment: a signal that nobody awaits would end the process unsaved
     with open_session(config, launch) as session, ExitStack() as stack:
         if session.device.kind == "cpu" and session.plan.config.model.hidden_size < _GAINS_FROM_THREADS:
             set_threads(1)
+        require_boards(config.telemetry)
         reader = open_reader(session.plan)
         shelf = Shelf(folder / "checkpoints")
         own = stack.enter_context(_claimed(shelf, session))
         after: RunState | None = None
         while True:
-            phase = _open_phase(session, reader, shelf, own, folder, after)
+            phase = _open_phase(session, reader, shelf, own, folder, began, after)
             if session.ranks.rank == 0:
                 write_atomically(folder / RECIPE, dump(config))
+                for line in describe(session, reader, phase.state.step):
+                    _log.info("%s", line)
             try:
                 return phase.run(stop)
             except SpikeError as spike:
-                after = spike.state
+                began, after = time.time(), spike.state
                 _log.warning("%s", spike)
             finally:
                 phase.close()
@@ -69,8 +75,9 @@ def run_training(config: RunConfig, launch: Launch | None = None) -> int:
 
 
 def _open_phase(
-    session: Session, reader: Reader, shelf: Shelf, own: Claim | None, folder: Path, after: RunState | None
-) -> Phase:
+    session: Session, reader: Reader, shelf: Shelf, own: Claim | None, folder: Path, began: float,
+    after: RunState | None,
+) -> Phase:  # fmt: skip
     """Model, engine and state as the newest whole checkpoint has them, or as a first step finds them. `after`: a spike,
     whose data is left out.
     """
@@ -101,7 +108,7 @@ def _open_phase(
     if found is not None:
         _log.info("going on after step %d, from %s", state.step, found[0])
     saver = Saver(shelf, pieces, own, keep=config.checkpoint.keep, versions=find_versions())
-    metrics = Metrics(folder, state.step, config.train.steps)
+    metrics = Metrics(session, engine, reader.task_names, folder, state.step, began)
     validation = Validation(folder, plan, session.groups, engine, reader)
     return Phase(session, engine, reader, saver, metrics, validation, state)
 

@@ -79,6 +79,8 @@ def mark_for_zero(
     groups._EXPERT_DATA_PARALLEL_GROUP_RANKS[name] = dist.get_process_group_ranks(expert_data)
     groups.expert_tensor_parallel_world_size = layout.expert_tensor
     for _, weight in weights:
+        if getattr(weight, "shared", False):  # the last stage's copy of a tied embedding (norm 0.18 off without)
+            weight.ds_pipe_replicated = True  # type: ignore[attr-defined]
         if not getattr(weight, "allreduce", True):
             weight.group_name = name  # type: ignore[attr-defined]
             # "Another tensor rank holds other numbers": true of uncut expert weights too (norm 2e-2 off without).
