@@ -176,7 +176,9 @@ class _Reader:
         try:
             wave = read_span(path, row.start, row.duration, sample_rate=identity.sample_rate, channel=channel)
         except (AudioError, RowError) as error:
-            return error.reason, error.detail.replace(str(path), row.audio)  # lists of rejects are passed on
+            detail = error.detail.replace(str(path), row.audio)  # lists of rejects are passed on
+            at_fault = "; not in the audio root, see --audio-root" if error.reason == "missing file" else ""
+            return error.reason, detail + at_fault
         if (highest := float(np.abs(wave).max(initial=0.0))) > LOUDEST:
             return "not sound", f"a sample of {highest:.3g}, where full scale is 1"
         if len(wave) < self._codec.min_samples:
