@@ -113,9 +113,16 @@ def build(inputs: BuildInputs, options: BuildOptions, out: Path | str, shard: Sh
     total = sum(last - first for first, last in spans)
     worker = Worker(inputs=inputs, units=units, options=options)
     with ExitStack() as stack:
-        journal = stack.enter_context(open_journal(folder, job, (TOKENS, IDS, REJECTS, OVERLAPS, *_RAW)))
+        journal = stack.enter_context(
+            open_journal(folder, job, (TOKENS, IDS, REJECTS, OVERLAPS, *_RAW), (REJECTS, OVERLAPS))
+        )
         done = _Progress(**journal.progress) if journal.progress else _Progress()
-        rejects = Rejects(lambda line: journal.write(REJECTS, line), options.max_reject_rate, done.rejects)
+        rejects = Rejects(
+            lambda line: journal.write(REJECTS, line),
+            options.max_reject_rate,
+            done.rejects,
+            where=journal.path(REJECTS),
+        )
         meter = stack.enter_context(Meter(total, f"build {options.task}", _rows, done=done.rows))
         committed = time.monotonic()
         for chunk, built in in_order(worker, _chunks(inputs, options, spans, done), options.workers):
@@ -160,11 +167,7 @@ def _match(inputs: BuildInputs, options: BuildOptions) -> list[UnitSet | None]:
         if hashes.count(manifest.header.sha256) > 1:
             raise DataError(f"{manifest.folder}: the same rows are given twice; give each manifest once")
     for other in inputs.units[1:]:
-        if other.codec != inputs.units[0].codec:
-            raise DataError(
-                f"{other.path}: units of codec {_named(other)}, but {inputs.units[0].path} has those of "
-                f"{_named(inputs.units[0])}; one dataset has one codec"
-            )
+        inputs.units[0].codec.require_same(other.codec, str(inputs.units[0].path), str(other.path))
     if inputs.units and inputs.units[0].codec.num_units > inputs.tokens.num_units:
         raise DataError(
             f"{inputs.units[0].path}: {inputs.units[0].codec.num_units} units, but the token map has places for "
@@ -200,10 +203,6 @@ def _describe(inputs: BuildInputs, options: BuildOptions, shard: Shard) -> dict[
 def _plain(options: BuildOptions) -> dict[str, Any]:
     kept = {name: getattr(options, name) for name in ("part", "hold_out", "hold_out_by", "refuse_overlap")}
     return kept | {f"task.{name}": value for name, value in asdict(options.task_options).items()}
-
-
-def _named(units: UnitSet) -> str:
-    return f"{units.codec.name} ({units.codec.hash[:12]})"
 
 
 def _units_hash(units: UnitSet) -> str:

@@ -160,6 +160,7 @@ def _identities(info: DatasetInfo) -> list[tuple[str, str, str]]:
     else:
         codec = info.codec
         about = f"{codec.num_units:,} units, {codec.sample_rate:,} Hz, a frame each {codec.frame_s * 1000:g} ms"
+        about += f", computed in {_md(codec.precision)}"
         rows.append(("codec", f"{_md(codec.name)} ({about})", _md(codec.hash)))
     if info.tokenizer is None:
         rows.append(("tokenizer", "none", ""))

@@ -17,11 +17,13 @@ import tyro
 
 from megatron_most.data.build import BuildInputs, BuildOptions, build
 from megatron_most.data.corpora import CORPORA, Corpus, write_manifest
+from megatron_most.data.dataset import load_info
 from megatron_most.data.extract import ExtractOptions, extract_units
 from megatron_most.data.fit import fit_codec
-from megatron_most.data.manifest import Manifest, open_manifest
+from megatron_most.data.manifest import REJECTS, Manifest, open_manifest
 from megatron_most.data.merge import merge
 from megatron_most.data.overlap import load_evaluation_set
+from megatron_most.data.rejects import told
 from megatron_most.data.rows import ChatRow, TextRow
 from megatron_most.data.shards import find_shard
 from megatron_most.data.stats import as_text, count, count_speakers
@@ -32,7 +34,7 @@ from megatron_most.data.tokenizer import fit_tokenizer, load_tokenizer, token_ma
 from megatron_most.data.unit_set import UnitShard, open_units
 from megatron_most.data.verify import verify
 from megatron_most.errors import DataError
-from megatron_most.runtime import get_logger
+from megatron_most.runtime import get_logger, require_file
 from megatron_most.speech import HubertFeatures, load_codec
 from megatron_most.vocab import TokenMap
 
@@ -117,6 +119,8 @@ class Units:
     """Presets: the file of their published centroids, as .npy, .pt or .safetensors."""
     model: Path | None = None
     """HuBERT: where the model is, if not where the codec or preset says."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """HuBERT: what it computes in; auto is bf16 on GPUs that have it, else fp32. Units of both do not mix."""
     out: Path
     shard: str = "auto"
     """i/n, counted from 0; auto: the Slurm array task, or the whole."""
@@ -127,12 +131,13 @@ class Units:
     def run(self) -> None:
         manifest = open_manifest(self.manifest)
         shard = find_shard(self.shard)
-        codec = load_codec(self.codec, centroids=self.centroids, model=self.model)
+        codec = load_codec(self.codec, centroids=self.centroids, model=self.model, precision=self.precision)
+        say("codec %s (--precision %s)", codec.identity, self.precision)
         folder = extract_units(manifest, codec, self.out, shard, self.options, self.audio_root or manifest.audio_root)
         head = UnitShard(folder).header
         rate = head.units / head.seconds if head.seconds else 0.0
         words = f"{head.utterances} utterances, {head.seconds / 3600:.2f} h, {rate:.1f} units/s"
-        say("%s: %s, %d rejected", folder, words, sum(head.rejects.values()))
+        say("%s: %s, %s", folder, words, told(head.rejects, folder / REJECTS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -194,7 +199,8 @@ class Build:
         )
         shard = find_shard(self.shard)
         folder = build(inputs, options, self.out, shard)
-        say("%s: done; %s", folder, f"shard {shard[0]} of {shard[1]}" if shard != (0, 1) else "look at README.md there")
+        where = f"shard {shard[0]} of {shard[1]}" if shard != (0, 1) else "look at README.md there"
+        say("%s: done; %s; %s", folder, where, told(load_info(folder).rejects, folder / REJECTS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -276,7 +282,7 @@ def _token_map(name: str, tokenizer: Path, num_units: int) -> TokenMap:
         return token_map_for(tokenizer, "deepseek", num_units)
     if name == "llama":
         return token_map_for(tokenizer, "llama", num_units)
-    return TokenMap.load(name)
+    return TokenMap.load(require_file(name, remedy="give deepseek, llama or a token_map.json"))
 
 
 def _texts(manifest: Manifest) -> Iterator[str]:
@@ -298,7 +304,7 @@ class MakeManifest:
     def run(self) -> None:
         header = write_manifest(self.corpus)
         words = f"{header.rows} rows" + (f", {header.seconds / 3600:.2f} h" if header.kind == "speech" else "")
-        say("%s: %s, %d rejected", self.corpus.out, words, sum(header.rejects.values()))
+        say("%s: %s, %s", self.corpus.out, words, told(header.rejects, self.corpus.out / REJECTS))
 
 
 _STEPS: dict[str, type] = {

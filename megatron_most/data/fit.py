@@ -6,7 +6,6 @@ So the sample is spread evenly over the corpora, comes shuffled (which k-means w
 from __future__ import annotations
 
 import hashlib
-import os
 from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -19,7 +18,7 @@ from megatron_most.data.manifest import Manifest
 from megatron_most.data.rejects import RowError
 from megatron_most.data.rows import Utterance
 from megatron_most.errors import DataError
-from megatron_most.runtime import Meter, confine, get_logger
+from megatron_most.runtime import Meter, confine, get_logger, num_cores
 from megatron_most.speech import (
     AudioError,
     CodecIdentity,
@@ -89,7 +88,7 @@ def _waves(sample: Sequence[tuple[Path, Utterance]], rate: int, meter: Meter) ->
     """Decoded by threads, in order."""
     failed = 0
     first = ""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+    with ThreadPoolExecutor(min(8, num_cores())) as threads:
         coming: deque[tuple[Utterance, Future[np.ndarray]]] = deque()
         for root, row in [*sample, *[(Path(), None)] * min(_AHEAD, len(sample))]:
             if row is not None:

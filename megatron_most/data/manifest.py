@@ -19,7 +19,7 @@ from typing import Any, Literal
 from megatron_most.data.rejects import RowError
 from megatron_most.data.rows import ChatRow, Row, TextRow, Utterance, parse_chat, parse_text, parse_utterance
 from megatron_most.errors import DataError
-from megatron_most.runtime import sha256_file
+from megatron_most.runtime import cannot_read, reading, sha256_file
 
 Kind = Literal["speech", "text", "chat"]
 FORMAT = "most-manifest-1"
@@ -59,7 +59,8 @@ class Manifest:
 
     def verify(self) -> None:
         """Raise where the rows are not those the header was written for."""
-        found = sha256_file(self.folder / ROWS)
+        with reading(self.folder / ROWS, "make the manifest again"):
+            found = sha256_file(self.folder / ROWS)
         if found != self.header.sha256:
             raise DataError(
                 f"{self.folder / ROWS}: changed since the manifest was made (sha256 {found[:12]}…, header says "
@@ -76,7 +77,7 @@ class Manifest:
                     if number >= start:
                         yield number, line
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{self.folder / ROWS}: cannot be read: {error}; make the manifest again") from error
+            raise cannot_read(self.folder / ROWS, error, "make the manifest again") from error
 
     def rows(self) -> Iterator[Row]:
         for number, line in self.lines():
@@ -120,8 +121,10 @@ def open_manifest(folder: Path | str) -> Manifest:
         found = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise DataError(f"{folder}: no manifest here ({HEADER} is missing); make one with `manifest`") from error
+    except NotADirectoryError as error:
+        raise DataError(f"{folder}: a file, not the folder of a manifest; give the folder") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}; make the manifest again") from error
+        raise cannot_read(path, error, "make the manifest again") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise DataError(f"{path}: not a manifest of format {FORMAT}; make it again with this version")
     unknown = sorted(set(found) - {f.name for f in fields(ManifestHeader)})

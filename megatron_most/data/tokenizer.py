@@ -22,7 +22,7 @@ from megatron_most.data.document import Ids
 from megatron_most.data.encoders import HFTokenizer, SentencePieceTokenizer, TextTokenizer, TokenizerIdentity
 from megatron_most.data.rejects import RowError
 from megatron_most.errors import DataError
-from megatron_most.runtime import ensure_new_folder, write_atomically
+from megatron_most.runtime import cannot_read, ensure_new_folder, read_file, write_atomically
 from megatron_most.vocab import TEXT, TokenMap, deepseek_token_map, grow, llama_token_map
 
 __all__ = [
@@ -57,7 +57,7 @@ def load_tokenizer(path: Path | str) -> HFTokenizer | SentencePieceTokenizer:
     """Read a tokenizer. It then works on one thread: the pipeline runs one process a core."""
     file = find_tokenizer(path)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads of a forked process hang
-    content = file.read_bytes()
+    content = read_file(file, remedy="fetch it again")
     sha256 = hashlib.sha256(content).hexdigest()
     try:
         if file.suffix == ".model":
@@ -162,7 +162,7 @@ def _names_beside(file: Path) -> dict[Role, str | None]:
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read: {error}; fetch it again or remove it") from error
+            raise cannot_read(path, error, "fetch it again or remove it") from error
     names: dict[Role, str | None] = {"bos": None, "eos": None, "pad": None}
     for role in names:
         found = config.get(f"{role}_token") if isinstance(config, dict) else None

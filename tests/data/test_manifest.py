@@ -16,7 +16,7 @@ import pytest
 
 from megatron_most.data.manifest import HEADER, ROWS, open_manifest
 from megatron_most.data.manifest_writer import ManifestWriter
-from megatron_most.data.rejects import Rejects
+from megatron_most.data.rejects import Rejects, told
 from megatron_most.data.rows import ChatRow, SpeechPart, Turn, Utterance, Word
 from megatron_most.errors import DataError
 
@@ -173,11 +173,28 @@ def test_an_id_is_taken_once(tmp_path: Path) -> None:
 
 
 def test_too_many_bad_rows_stop_the_run_and_leave_only_their_list(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"1000 of 1000 rows rejected \(1000 zero length\)"):
+    with pytest.raises(DataError, match=r"1000 of 1000 rows rejected \(1000 zero length\)") as caught:
         with writer(tmp_path / "m") as out:
             for number in range(5000):
                 out.add_cut(cut(f"c-{number}", duration=0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.rejects.jsonl"]
+    told = (
+        f"the first 'zero length' is c-0: duration 0 s; look at {tmp_path}/m.rejects.jsonl, or raise --max-reject-rate"
+    )
+    assert str(caught.value).endswith(told)
+
+
+def test_a_step_says_last_how_many_rows_it_left_out_and_where_they_stand() -> None:
+    assert told({}, "m/rejects.jsonl") == "0 rejected"
+    assert told({"zero length": 2, "missing text": 1}, "m/rejects.jsonl") == "3 rejected, listed in m/rejects.jsonl"
+    by_choice = {"overlaps gsm8k": 4, "speaker in an evaluation split": 1}
+    assert told(by_choice, "r") == "0 rejected, 5 left out by choice, listed in r"
+
+
+def test_a_share_that_is_none_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--max-reject-rate 5: not a share"), writer(tmp_path / "m", max_reject_rate=5):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_in_the_block_leaves_nothing(tmp_path: Path) -> None:
