@@ -16,14 +16,16 @@ from typing import Any
 
 import numpy as np
 
+from megatron_most.data.seal import SEAL, check_seal, sealed
 from megatron_most.errors import DataError
-from megatron_most.runtime import sha256_file
+from megatron_most.runtime import JOB, sha256_file
 from megatron_most.speech import CodecIdentity, UnitSequence
 
-FORMAT = "most-units-1"
+FORMAT = "most-units-2"
 HEADER, IDS, REJECTS = "units.json", "ids.txt", "rejects.jsonl"
 ARRAYS = {"units.u16": np.uint16, "durations.u32": np.uint32, "ends.i64": np.int64, "rows.i64": np.int64}
 FILES = (*ARRAYS, IDS, REJECTS)
+HASHED = (*FILES, JOB)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +51,7 @@ class UnitHeader:
     format: str = FORMAT
 
     def to_json(self) -> str:
-        return json.dumps({**asdict(self), "codec": self.codec.to_dict()}, indent=1) + "\n"
+        return sealed({**asdict(self), "codec": self.codec.to_dict()})
 
 
 class UnitShard:
@@ -83,10 +85,13 @@ class UnitShard:
     def verify(self) -> None:
         """Raise where a byte is not what it was."""
         for name, (_, wanted) in self.header.files.items():
-            if sha256_file(self.folder / name) != wanted:
-                raise DataError(
-                    f"{self.folder / name}: damaged (its sha256 is not that of units.json); extract it again"
-                )
+            path = self.folder / name
+            try:
+                found = sha256_file(path)
+            except OSError as error:
+                raise DataError(f"{path}: cannot be read: {error.strerror or error}; extract it again") from error
+            if found != wanted:
+                raise DataError(f"{path}: damaged (its sha256 is not that of units.json); extract it again")
 
 
 class UnitSet:
@@ -152,10 +157,13 @@ def _map(path: Path, kind: Any) -> np.ndarray:
 
 def _read_header(path: Path) -> UnitHeader:
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        found = json.loads(data)
         if found.pop("format") != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
-        if set(found["files"]) != set(FILES):
+        check_seal(data, path, "extract the units again")
+        del found[SEAL]
+        if set(found["files"]) != set(HASHED):
             raise ValueError(f"files are {', '.join(found['files'])}")
         found["codec"] = CodecIdentity.from_dict(found["codec"])
         found["shard"] = tuple(found["shard"])

@@ -18,7 +18,7 @@ from megatron_most.runtime.device import (
     set_threads,
 )
 from megatron_most.runtime.files import confine, ensure_new_folder, sha256_file, sync_folder, write_atomically
-from megatron_most.runtime.journal import Journal, is_done, open_journal
+from megatron_most.runtime.journal import JOB, Journal, is_done, open_journal
 from megatron_most.runtime.launch import Launch, expand_nodelist, find_launch
 from megatron_most.runtime.log import get_logger, get_rank, quiet_upstream, redact, set_rank
 from megatron_most.runtime.progress import Meter, progress
@@ -28,6 +28,7 @@ from megatron_most.runtime.workers import in_order
 __all__ = [
     "CPU_BACKEND",
     "GPU_BACKEND",
+    "JOB",
     "Claim",
     "Device",
     "Journal",
