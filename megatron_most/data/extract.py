@@ -20,7 +20,7 @@ from megatron_most.data.manifest import Manifest, parse_row
 from megatron_most.data.rejects import Rejects, RowError
 from megatron_most.data.rows import Utterance
 from megatron_most.data.shards import Shard, shard_folder, shard_rows
-from megatron_most.data.unit_set import ARRAYS, FILES, HEADER, IDS, REJECTS, UnitHeader
+from megatron_most.data.unit_set import ARRAYS, FILES, HASHED, HEADER, IDS, REJECTS, UnitHeader
 from megatron_most.errors import DataError
 from megatron_most.runtime import (
     Journal,
@@ -228,7 +228,7 @@ def _finish(
         units=done.units,
         seconds=round(done.seconds, 3),
         rejects=done.rejects or {},
-        files={name: ((part / name).stat().st_size, sha256_file(part / name)) for name in FILES},
+        files={name: ((part / name).stat().st_size, sha256_file(part / name)) for name in HASHED},
     )
     write_atomically(part / HEADER, header.to_json())
 

@@ -21,7 +21,7 @@ from megatron_most.data.manifest import HEADER, REJECTS, ROWS, Kind, ManifestHea
 from megatron_most.data.rejects import Rejects, RowError
 from megatron_most.data.rows import ChatRow, chat_dict, parse_chat, parse_text, parse_utterance
 from megatron_most.errors import DataError
-from megatron_most.runtime import cannot_write, claim, sync_folder, write_atomically, writing
+from megatron_most.runtime import cannot_write, claim, sha256_file, sync_folder, write_atomically, writing
 
 _CHECK_EVERY = 1000  # rows between two looks at the reject rate
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -172,12 +172,13 @@ class ManifestWriter:
             self._rows_file.close()
             self._file.close()
             self._rejects_file.close()
+            hashes = {ROWS: self._hash.hexdigest(), REJECTS: sha256_file(self._part / REJECTS)}
             self._header = ManifestHeader(
                 **self._about,  # type: ignore[arg-type]
                 language=self._language,
                 rows=self.rows,
                 seconds=round(self._seconds, 3),
-                sha256=self._hash.hexdigest(),
+                files={name: ((self._part / name).stat().st_size, digest) for name, digest in hashes.items()},
                 rejects=dict(self.rejects.counts),
             )
             write_atomically(self._part / HEADER, self._header.to_json())

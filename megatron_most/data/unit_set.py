@@ -18,15 +18,17 @@ from typing import Any
 
 import numpy as np
 
+from megatron_most.data.seal import SEAL, check_seal, sealed
 from megatron_most.errors import DataError
-from megatron_most.runtime import cannot_read, open_file, read_file, reading, require_file, sha256_file
+from megatron_most.runtime import JOB, cannot_read, open_file, read_file, reading, require_file, sha256_file
 from megatron_most.speech import CodecIdentity, UnitSequence
 
-FORMAT = "most-units-1"
+FORMAT = "most-units-2"
 HEADER, IDS, REJECTS = "units.json", "ids.txt", "rejects.jsonl"
 ARRAYS = {"units.u16": np.uint16, "durations.u32": np.uint32, "ends.i64": np.int64, "rows.i64": np.int64}
 FILES = (*ARRAYS, IDS, REJECTS)
 _REMEDY = "extract the units again"
+HASHED = (*FILES, JOB)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +54,7 @@ class UnitHeader:
     format: str = FORMAT
 
     def to_json(self) -> str:
-        return json.dumps({**asdict(self), "codec": self.codec.to_dict()}, indent=1) + "\n"
+        return sealed({**asdict(self), "codec": self.codec.to_dict()})
 
 
 class UnitShard:
@@ -166,7 +168,9 @@ def _read_header(path: Path) -> UnitHeader:
         found = json.loads(data)
         if found.pop("format") != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
-        if set(found["files"]) != set(FILES):
+        check_seal(data, path, "extract the units again")
+        del found[SEAL]
+        if set(found["files"]) != set(HASHED):
             raise ValueError(f"files are {', '.join(found['files'])}")
         found["codec"] = CodecIdentity.from_dict(found["codec"])
         found["shard"] = tuple(found["shard"])

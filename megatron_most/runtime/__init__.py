@@ -21,7 +21,7 @@ from megatron_most.runtime.device import (
 )
 from megatron_most.runtime.disk import cannot_read, cannot_write, open_file, read_file, reading, require_file, writing
 from megatron_most.runtime.files import confine, ensure_new_folder, sha256_file, sync_folder, write_atomically
-from megatron_most.runtime.journal import Journal, is_done, open_journal
+from megatron_most.runtime.journal import JOB, Journal, is_done, open_journal
 from megatron_most.runtime.launch import Launch, expand_nodelist, find_launch
 from megatron_most.runtime.log import get_logger, get_rank, quiet_upstream, redact, set_rank
 from megatron_most.runtime.progress import Meter, progress
@@ -31,6 +31,7 @@ from megatron_most.runtime.workers import in_order, num_cores
 __all__ = [
     "CPU_BACKEND",
     "GPU_BACKEND",
+    "JOB",
     "Claim",
     "Clock",
     "Device",

@@ -170,7 +170,10 @@ def test_a_try_that_rejected_all_is_forgotten_once_its_cause_is_mended(
 ) -> None:
     (tmp_path / "wrong").mkdir()
     listed = tmp_path / "u.part" / "rejects.jsonl"
-    told = f"the first 'missing file' is r0-c0: r0.flac; not in the audio root, see --audio-root; look at {listed}, or raise --max-reject-rate"
+    told = (
+        "the first 'missing file' is r0-c0: r0.flac; not in the audio root, see --audio-root; "
+        f"look at {listed}, or raise --max-reject-rate"
+    )
     with pytest.raises(DataError, match=re.escape(told)):
         extract_units(corpus, codec, tmp_path / "u", (0, 1), ExtractOptions(), tmp_path / "wrong")
     assert len(listed.read_text().splitlines()) == 48

@@ -18,6 +18,7 @@ from megatron_most.data.manifest import HEADER, ROWS, open_manifest
 from megatron_most.data.manifest_writer import ManifestWriter
 from megatron_most.data.rejects import Rejects, told
 from megatron_most.data.rows import ChatRow, SpeechPart, Turn, Utterance, Word
+from megatron_most.data.seal import SEAL, sealed
 from megatron_most.errors import DataError
 
 
@@ -241,6 +242,8 @@ def test_a_cut_gzip_is_refused_where_it_ends(tmp_path: Path) -> None:
         (lambda head: {**head, "kind": "film"}, "wrong type or value"),
         (lambda head: {**head, "rows": "2"}, "not counts"),
         (lambda head: {k: v for k, v in head.items() if k != "licence"}, "missing 1 required"),
+        (lambda head: {**head, "files": {}}, "not rows.jsonl.gz, rejects.jsonl"),
+        (lambda head: {**head, "files": {"rows.jsonl.gz": 3}}, "make the manifest again"),
         (lambda head: [head], "not a manifest of format"),
     ],
 )
@@ -248,7 +251,9 @@ def test_a_damaged_header_is_refused(tmp_path: Path, harm: Callable[[Any], Any],
     with writer(tmp_path / "m") as out:
         out.add_cut(cut())
     path = tmp_path / "m" / HEADER
-    path.write_text(json.dumps(harm(json.loads(path.read_text()))))
+    head = json.loads(path.read_text())
+    harmed = harm({name: value for name, value in head.items() if name != SEAL})
+    path.write_text(sealed(harmed) if isinstance(harmed, dict) else json.dumps(harmed))
     with pytest.raises(DataError, match=wrong):
         open_manifest(tmp_path / "m")
 
