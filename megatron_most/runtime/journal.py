@@ -77,12 +77,13 @@ class Journal:
 
 
 def is_done(out: Path | str, job: Mapping[str, Any]) -> bool:
-    """Whether `out` is there, made by the same job. DataError where it was made by another."""
+    """Whether `out` is there, made by the same job, which is then said. DataError where it was made by another."""
     out = Path(out)
     if not out.exists():
         return False
     _same_job(out, job, "choose another folder or remove this one")
     _clear_scaffolding(out)
+    _log.info("%s: already done, by the same job; nothing is made again", out)
     return True
 
 
