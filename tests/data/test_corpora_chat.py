@@ -115,7 +115,7 @@ def test_speech_spoken_and_written_reaches_the_trained_on_tokens(
     ]
     talk, units = str(listed(tmp_path, talks)), str(tmp_path / "units")
     names = ("--tokenizer", str(tmp_path / "tokenizer"), "--tokens", str(tmp_path / "tokenizer" / "token_map.json"))
-    chats = ("--manifests", str(tmp_path / "chats"), "--max-reject-rate", "1", *names)
+    chats = ("--manifest", str(tmp_path / "chats"), "--max-reject-rate", "1", *names)
     run_prepare_data(["units", "--manifest", str(speech.folder), "--codec", str(tmp_path / "codec"), "--out", units])
     run_prepare_data(["manifest", "chat", "--files", talk, "--num-units", "16", "--out", str(tmp_path / "chats")])
     for task in ("speech-instruct", "text-instruct"):
