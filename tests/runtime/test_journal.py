@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
@@ -58,10 +59,19 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_twenty_kills_leave_the_bytes_of_an_unbroken_run(tmp_path: Path) -> None:
     count(tmp_path / "unbroken")
     draw, kills = random.Random(0), 0
+
+    def written() -> int:
+        with contextlib.suppress(FileNotFoundError):  # at first, and once the folder has its name
+            return (tmp_path / "killed.part" / ".journal.jsonl").stat().st_size
+        return 0
+
     for attempt in range(200):
+        before = written()
         process = start(lambda: count(tmp_path / "killed", pause=0.002))
-        time.sleep(draw.uniform(0.005, 0.05))
-        os.kill(process.pid, signal.SIGKILL)
+        while process.is_alive() and written() <= before:
+            time.sleep(0.001)  # each comes a little further, however slow the machine is
+        time.sleep(draw.uniform(0, 0.01))
+        process.kill()
         process.join()
         kills += process.exitcode == -signal.SIGKILL
         if (tmp_path / "killed").exists():
