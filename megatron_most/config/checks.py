@@ -33,7 +33,8 @@ AT_LEAST_ONE = {
 NOT_NEGATIVE = {
     "model": ("wave_size", "init_std"),
     "moe": ("num_experts", "shared_hidden_size", "aux_coefficient", "z_coefficient", "bias_rate"),
-    "train": ("learning_rate", "weight_decay", "clip", "warmup_steps", "decay_steps", "end_ratio", "validate_every"),
+    "train": ("learning_rate", "weight_decay", "clip", "warmup_steps", "decay_steps", "end_ratio", "validate_every")
+    + ("hang_after_s",),
     "checkpoint": ("every", "keep"),
 }
 ABOVE_ZERO = {  # a norm of zeros and an expert without gradients divide by these alone

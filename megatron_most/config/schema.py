@@ -243,6 +243,10 @@ class TrainConfig:
     """Steps between two validations; 0 = none."""
     max_skipped: int = 10
     """Steps in a row with a gradient that is not finite before the run stops."""
+    hang_after_s: float = 900.0
+    """Seconds without progress after which the run ends and names the rank that holds it up; 0 = never. Starting, the
+    first step, saving and validating may take four times as long.
+    """
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
     weight_decay: float = 0.0

@@ -56,7 +56,7 @@ def open_groups(plan: Plan, ranks: Ranks) -> Iterator[Session]:
     prepare(ranks.device.kind)
     seed_everything(plan.config.train.seed)
     try:
-        groups = start_groups(plan.layout, plan.config.train.seed)
+        groups = start_groups(plan.layout, plan.config.train.seed, ranks.timeout_s)
         yield Session(plan, groups, ranks)
     finally:
         stop_groups()
@@ -69,5 +69,6 @@ def open_session(config: RunConfig, launch: Launch | None = None) -> Iterator[Se
     device = find_device(config.device, launch.local_rank)
     plan = make_plan(config, launch.world_size, device)
     set_threads(max(1, (os.cpu_count() or 1) // launch.local_world_size))  # more threads than cores would only wait
-    with process_group(launch, device) as ranks, open_groups(plan, ranks) as session:
+    group = process_group(launch, device, hang_after_s=config.train.hang_after_s)
+    with group as ranks, open_groups(plan, ranks) as session:
         yield session
