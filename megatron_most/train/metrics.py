@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, TextIO
 
 from megatron_most.engine import StepReport
-from megatron_most.runtime import get_logger, get_rank
+from megatron_most.runtime import get_logger, get_rank, write_atomically
 
 _EVERY_S = 5.0
 _log = get_logger(__name__)
@@ -75,5 +75,6 @@ def _cut_to(path: Path, first: int) -> TextIO:
                     kept.append(line)
             except (ValueError, KeyError, TypeError):
                 break
-        path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+        # As a new file: an older attempt that still lives has the old one open, and may write into that.
+        write_atomically(path, "".join(f"{line}\n" for line in kept))
     return open(path, "a", encoding="utf-8")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import torch
@@ -29,11 +29,22 @@ from megatron_most.data import Position, Reader, ReaderState, Steps
 from megatron_most.engine import Engine, Session, make_engine, open_session
 from megatron_most.errors import CheckpointError, ConfigError, MostError
 from megatron_most.model import build_model
-from megatron_most.runtime import Claim, Launch, agree, claim, get_logger, set_threads, write_atomically
+from megatron_most.runtime import (
+    PATIENCE,
+    Claim,
+    Launch,
+    agree,
+    claim,
+    get_logger,
+    set_threads,
+    write_atomically,
+)
 from megatron_most.train.blend import open_reader
+from megatron_most.train.data_files import Stamps, prove_changed, stamp
 from megatron_most.train.metrics import Metrics
 from megatron_most.train.resume import require_same_run
 from megatron_most.train.schedule import learning_rate
+from megatron_most.train.skips import Dealing, give_up
 from megatron_most.train.stop import EXIT_STOPPED, StopRequest
 from megatron_most.upstream import find_versions
 
@@ -49,6 +60,7 @@ class _State:
     step: int = 0
     position: Position = Position()
     skipped: int = 0
+    files: Stamps = field(default_factory=dict)
 
 
 def run_training(config: RunConfig, launch: Launch | None = None) -> int:
@@ -57,6 +69,7 @@ def run_training(config: RunConfig, launch: Launch | None = None) -> int:
     stop = StopRequest(folder)  # from the first moment: a signal that nobody awaits would end the process unsaved
     with open_session(config, launch) as session, ExitStack() as stack:
         plan = session.plan
+        session.ranks.pulse.at("starting", patience=PATIENCE)
         if session.device.kind == "cpu" and plan.config.model.hidden_size < _GAINS_FROM_THREADS:
             set_threads(1)
         reader = open_reader(plan)
@@ -68,8 +81,10 @@ def run_training(config: RunConfig, launch: Launch | None = None) -> int:
         state, tensors = _State(), None
         if found is not None:
             state, tensors = _resume(found, config, reader), LocalTensors(TensorReader(*found), pieces)
+            prove_changed(config, found[1].training.get("files", {}), session.ranks.rank, session.ranks.world_size)
         elif config.checkpoint.start_from:
             tensors = LocalTensors(_start_from(Path(config.checkpoint.start_from), plan, session), pieces)
+        state.files = stamp(config)
         if tensors is not None:
             tensors.fill(model)
         engine = make_engine(model, plan, session.groups)
@@ -81,7 +96,7 @@ def run_training(config: RunConfig, launch: Launch | None = None) -> int:
             write_atomically(folder / RECIPE, dump(config))
         metrics = Metrics(folder, state.step, config.train.steps)
         stack.callback(metrics.close)
-        return _loop(session, engine, reader, saver, metrics, state, stop)
+        return _loop(session, engine, reader, saver, metrics, state, stop, folder)
 
 
 def _loop(
@@ -92,28 +107,31 @@ def _loop(
     metrics: Metrics,
     state: _State,
     stop: StopRequest,
+    folder: Path,
 ) -> int:
-    plan, groups = session.plan, session.groups
+    plan, groups, at = session.plan, session.groups, session.ranks.pulse.at
     train, keep = plan.config.train, plan.config.checkpoint
     dealt = {"rank": groups.data.rank(), "ranks": groups.data.size(), "micro_batch_size": train.micro_batch_size}
-    in_a_row, saved = 0, state.step
+    in_a_row, saved, first = 0, state.step, state.step
     with Steps(reader, state.position, rows=train.global_batch_size, **dealt) as steps:  # type: ignore[arg-type]
         while state.step < train.steps:
+            at(f"step {state.step}: data", is_own=True)
             data = next(steps)
+            at(f"step {state.step}: engine", patience=PATIENCE if state.step == first else 1.0)
             rate = learning_rate(train, state.step)
             report = engine.step(data.batches, rate)
             tokens = sum(row.filled for row in data.rows)
             metrics.step(state.step, report, tokens, learning_rate=rate, position=data.after.to_dict())
             in_a_row = in_a_row + 1 if report.is_skipped else 0
             if in_a_row > train.max_skipped:
-                raise MostError(
-                    f"step {state.step}: the gradient was not finite {in_a_row} times in a row; the last rows held "
-                    f"{reader.names(data.rows[:4])} and others; lower train.learning_rate, or look at these documents"
-                )
+                at(f"step {state.step}: looking for documents", patience=PATIENCE)
+                give_up(state.step, in_a_row, data, reader, engine, Dealing(**dealt), folder)
             state.step, state.position, state.skipped = state.step + 1, data.after, state.skipped + report.is_skipped
             is_last = state.step == train.steps
             if train.validate_every and (state.step % train.validate_every == 0 or is_last):
+                at(f"step {state.step - 1}: validation", patience=PATIENCE)
                 _validate(plan, engine, reader, metrics, state.step, dealt)
+            at(f"step {state.step - 1}: saving", patience=PATIENCE)
             is_stopped = not is_last and _any_rank(stop.is_asked(look=session.ranks.rank == 0))
             if is_last or is_stopped or (keep.every and state.step % keep.every == 0):
                 _save(plan, engine, reader, saver, state)
@@ -133,6 +151,7 @@ def _save(plan: Plan, engine: Engine, reader: Reader, saver: Saver, state: _Stat
         "updates": engine.updates,
         "skipped": state.skipped,
         "data": reader.state(state.position).to_dict(),
+        "files": state.files,
     }
     texts = {RECIPE: dump(plan.config), TOKEN_MAP: plan.tokens.to_json()}
     saver.write(saver.snapshot(state.step, engine.state(), training, texts))
