@@ -25,7 +25,7 @@ from megatron_most.data.manifest import Manifest, open_manifest
 from megatron_most.data.manifest_writer import ManifestWriter
 from megatron_most.data.templates import load_templates
 from megatron_most.data.tokenizer import TextTokenizer, fit_tokenizer, load_tokenizer, token_map_for
-from megatron_most.data.unit_set import ARRAYS, FILES, HEADER, UnitHeader, UnitSet, open_units
+from megatron_most.data.unit_set import ARRAYS, HASHED, HEADER, UnitHeader, UnitSet, open_units
 from megatron_most.runtime import sha256_file, write_atomically
 from megatron_most.speech import CodecIdentity
 from megatron_most.vocab import TokenMap
@@ -128,6 +128,7 @@ class Inputs:
             (folder / name).write_bytes(column.astype(kind).tobytes())
         (folder / "ids.txt").write_text("".join(f"{_cut_id(number)}\n" for number in range(len(counts))))
         (folder / "rejects.jsonl").touch()
+        (folder / "job.json").write_text("{}\n")
         header = UnitHeader(
             codec=CodecIdentity("made-up-25hz-500", "c" * 64, NUM_UNITS, RATE, FRAME_S),
             manifest_sha256=head.sha256,
@@ -140,7 +141,7 @@ class Inputs:
             utterances=head.rows,
             units=sum(counts),
             seconds=head.seconds,
-            files={name: ((folder / name).stat().st_size, sha256_file(folder / name)) for name in FILES},
+            files={name: ((folder / name).stat().st_size, sha256_file(folder / name)) for name in HASHED},
         )
         write_atomically(folder / HEADER, header.to_json())
         return open_units(folder)

@@ -13,6 +13,7 @@ from megatron_most.config.checks import (
     check_model,
     check_numbers,
     check_train,
+    check_watch,
 )
 from megatron_most.config.partition import ExpertGroup, parse_groups, place
 from megatron_most.config.plan import Facts, LayoutPlan, MoEPlan, Plan
@@ -32,6 +33,7 @@ def build(config: RunConfig, facts: Facts) -> Plan:
     check_divides("layout.tensor", layout.tensor, "the vocabulary's rows", tokens.vocab_size)
     check_train(config.train, config.model, layout)
     check_data(config.data)
+    check_watch(config)
     refuse(config, layout, facts)
     rows_at_once = config.train.micro_batch_size * layout.data
     micro_batches = -(-config.train.global_batch_size // rows_at_once)

@@ -27,15 +27,21 @@ AT_LEAST_ONE = {
     + ("rope_original_length", "max_positions"),
     "layout": ("tensor", "pipeline", "context", "expert", "expert_tensor"),
     "recompute": ("num_layers",),
-    "train": ("steps", "sequence_length", "micro_batch_size", "global_batch_size", "max_skipped"),
+    "train": ("steps", "sequence_length", "micro_batch_size", "global_batch_size", "max_skipped")
+    + ("spike_window", "spike_steps"),
+    "samples": ("tokens",),
     "data": ("window", "validation_documents"),
+    "telemetry": ("peak_flops",),
 }
 NOT_NEGATIVE = {
     "model": ("wave_size", "init_std"),
     "moe": ("num_experts", "shared_hidden_size", "aux_coefficient", "z_coefficient", "bias_rate"),
     "train": ("learning_rate", "weight_decay", "clip", "warmup_steps", "decay_steps", "end_ratio", "validate_every")
-    + ("hang_after_s",),
+    + ("ramp_from", "ramp_steps", "max_rollbacks", "hang_after_s"),
+    "forgetting": ("limit",),
+    "samples": ("count",),
     "checkpoint": ("every", "keep"),
+    "telemetry": ("every",),
 }
 ABOVE_ZERO = {  # a norm of zeros and an expert without gradients divide by these alone
     "model": ("norm_eps",),
@@ -183,6 +189,18 @@ def check_train(train: TrainConfig, model: ModelConfig, layout: LayoutPlan) -> N
 
 
 def _check_schedule(train: TrainConfig) -> None:
+    if bool(train.ramp_from) != bool(train.ramp_steps):
+        remedy = "give both, or neither"
+        raise ConfigError("train.ramp_steps", train.ramp_steps, f"train.ramp_from is {train.ramp_from}", remedy)
+    if train.ramp_from > train.global_batch_size:
+        wrong = f"train.global_batch_size is {train.global_batch_size}"
+        raise ConfigError("train.ramp_from", train.ramp_from, wrong, "use less: the batch grows")
+    if train.ramp_from and train.batch_counts == "documents":
+        raise ConfigError("train.ramp_from", train.ramp_from, "grows rows only", 'set train.batch_counts = "rows"')
+    if train.spike_ratio and not train.spike_ratio > 1:
+        raise ConfigError(
+            "train.spike_ratio", train.spike_ratio, "every loss would be a spike", "use more than 1, or 0"
+        )
     if train.warmup_steps >= train.steps and train.warmup_steps:
         raise ConfigError("train.warmup_steps", train.warmup_steps, f"train.steps is {train.steps}", "use fewer")
     if (train.schedule == "wsd") != (train.decay_steps > 0):
@@ -209,3 +227,15 @@ def check_data(data: DataConfig) -> None:
         if train and not weight:
             remedy = "give it a weight, or leave the datasets out"
             raise ConfigError(f"data.{field.name}.weight", weight, "its datasets would never be read", remedy)
+
+
+def check_watch(config: RunConfig) -> None:
+    """What looks at a run while it learns: the gate and the samples need validations to happen at."""
+    if not config.train.validate_every:
+        for name, value in (("forgetting.valid", config.forgetting.valid), ("samples.count", config.samples.count)):
+            if value:
+                wrong = "looked at with each validation, and train.validate_every is 0"
+                raise ConfigError(name, value, wrong, "set train.validate_every")
+    if config.checkpoint.keep_optimizer and config.checkpoint.start_from is None:
+        wrong = "there is no checkpoint.start_from whose optimizer could be kept"
+        raise ConfigError("checkpoint.keep_optimizer", True, wrong, "name one")

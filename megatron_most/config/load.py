@@ -1,8 +1,9 @@
 """Recipe -> command line -> RunConfig, and back to a file that repeats the run.
 
 A recipe is a TOML file, or the name of one shipped in `megatron_most/recipes`; it may extend another with
-`extends = "name"` (a shipped name, or a path relative to the recipe). Later wins: base recipe, recipe, command line. An
-unknown table or key is an error, a wrong type too: a typo must not train for a week.
+`extends = "name"` (a shipped name, or a path relative to the recipe), or several: ["a model", "a phase"]. Later wins:
+base recipes in their order, recipe, command line. An unknown table or key is an error, a wrong type too: a typo must
+not train for a week.
 Names in [core] and [deepspeed] are upstream's; nested tables and dotted names mean the same there.
 """
 
@@ -22,6 +23,8 @@ from megatron_most.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 UPSTREAM = ("core", "deepspeed")
+PARTS = ("parts/phase1", "parts/phase2")
+"""What a recipe can extend beside a model: no run by itself."""
 
 
 def recipe_names() -> tuple[str, ...]:
@@ -114,7 +117,7 @@ def replace(config: RunConfig, changes: Mapping[str, Any]) -> RunConfig:
 
 
 def _find(recipe: str | Path, folder: Path) -> Path:
-    if isinstance(recipe, str) and recipe in recipe_names():
+    if isinstance(recipe, str) and recipe in (*recipe_names(), *PARTS):
         return RECIPES / f"{recipe}.toml"
     path = (folder / recipe).resolve()
     if not path.is_file():
@@ -137,9 +140,11 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
     base = table.pop("extends", None)
     if base is None:
         return table
-    if not isinstance(base, str):
-        raise ConfigError("extends", base, "not a recipe's name or path", "give one string")
-    return _merge(_read(_find(base, path.parent), (*seen, path)), table)
+    bases = [base] if isinstance(base, str) else base
+    if not isinstance(bases, list) or not bases or not all(isinstance(name, str) for name in bases):
+        raise ConfigError("extends", base, "not a recipe's name or path, nor a list of them", "give a string")
+    tables = [_read(_find(name, path.parent), (*seen, path)) for name in bases]
+    return functools.reduce(_merge, [*tables, table])
 
 
 def _merge(base: Mapping[str, Any], top: Mapping[str, Any]) -> dict[str, Any]:

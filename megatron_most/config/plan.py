@@ -88,5 +88,7 @@ class Plan:
     tokens: TokenMap
     layout: LayoutPlan
     micro_batches: int
-    """Of each data-parallel rank in a step; where the global batch does not divide, the last one holds fillers."""
+    """Of each data-parallel rank in a step of train.global_batch_size rows; where they do not divide, the last one
+    holds fillers. Steps of a growing batch, or of one that counts documents, may have other numbers.
+    """
     moe: MoEPlan | None

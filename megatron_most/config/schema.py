@@ -202,6 +202,32 @@ class DataConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ForgettingConfig:
+    """A gate against losing what the backbone knew: its loss on fixed texts, at first and at each validation."""
+
+    valid: tuple[str, ...] = ()
+    """Folders of text datasets, their first data.validation_documents; none = no gate."""
+    limit: float = 0.1
+    """Rise of the loss, in nats a token over what the phase began with, that is an alarm. Phase 2 keeps the loss that
+    phase 1 began with, if the texts are the same.
+    """
+    action: Literal["warn", "stop"] = "warn"
+    """stop: an alarm saves and ends the run."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplesConfig:
+    """What the model says, in samples.jsonl at each validation: the answers to some validation documents' prompts."""
+
+    count: int = 0
+    """Documents of each validation set; 0 = none."""
+    tokens: int = 64
+    """Longest answer. Each token is a pass over the whole row: meant for a look, not for evaluation."""
+    tokenizer: str | None = None
+    """A tokenizer's file or folder, to write text rather than token ids."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class CheckpointConfig:
     """What is kept of a run, and where."""
 
@@ -212,7 +238,25 @@ class CheckpointConfig:
     keep: int = 3
     """How many stay; 0 = all."""
     start_from: str | None = None
-    """A checkpoint's folder whose weights a new run begins with, as phase 2 does with phase 1's."""
+    """A run's folder, or one step's, whose weights a new run begins with, as phase 2 does with phase 1's."""
+    keep_optimizer: bool = False
+    """start_from: also its optimizer's moments; else they begin at zero."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TelemetryConfig:
+    """What a run tells beside a line a step in metrics.jsonl; none of it changes what is learnt."""
+
+    every: int = 10
+    """Steps between two looks: gradient norms by part, load of the experts, memory; 0 = none. Loads count all tokens
+    since the last look.
+    """
+    tensorboard: bool = True
+    """Write the same numbers for TensorBoard, into the run's folder."""
+    wandb: bool = False
+    """Send them to Weights & Biases too; its own environment variables say where."""
+    peak_flops: float | None = None
+    """What one device can do a second, for the MFU; not set = by the name of the GPU in bf16 or fp16, else no MFU."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +271,15 @@ class TrainConfig:
     micro_batch_size: int = 1
     """Rows a data-parallel rank computes at once."""
     global_batch_size: int = 512
-    """Packed rows per optimizer step over all ranks."""
+    """Of an optimizer step, over all ranks; of what, batch_counts says."""
+    batch_counts: Literal["rows", "documents"] = "rows"
+    """rows: packed rows, as many in each step. documents: as the MoST release counts, packed into as many rows as they
+    take (a row of 2048 tokens holds about 6); data.window does not matter then.
+    """
+    ramp_from: int = 0
+    """Rows of the first step's batch, which then grows evenly to global_batch_size; 0 = the same from the first on."""
+    ramp_steps: int = 0
+    """Steps in which it grows."""
     learning_rate: float = 1e-5
     """At its highest."""
     schedule: Literal["linear", "cosine", "wsd", "constant"] = "linear"
@@ -239,6 +291,10 @@ class TrainConfig:
     decay_steps: int = 0
     """wsd: steps of the fall."""
     end_ratio: float = 0.0
+    freeze: tuple[str, ...] = ()
+    """What does not learn, by patterns of checkpoint names ("decoder.layers.*.self_attention.*", "*.router.*"), or
+    "experts:GROUP" for all routed experts of a group ("experts:text").
+    """
     validate_every: int = 0
     """Steps between two validations; 0 = none."""
     max_skipped: int = 10
@@ -247,6 +303,14 @@ class TrainConfig:
     """Seconds without progress after which the run ends and names the rank that holds it up; 0 = never. Starting, the
     first step, saving and validating may take four times as long.
     """
+    spike_ratio: float = 0.0
+    """A loss this many times the median of the last spike_window steps is a spike; after spike_steps of them in a row
+    the run goes back to its last checkpoint, and on with the data that comes after the spike. 0 = never.
+    """
+    spike_window: int = 100
+    spike_steps: int = 3
+    max_rollbacks: int = 3
+    """Spikes after which the run stops instead."""
     betas: tuple[float, float] = (0.9, 0.95)
     epsilon: float = 1e-8
     weight_decay: float = 0.0
@@ -267,8 +331,11 @@ class RunConfig:
     recompute: RecomputeConfig = field(default_factory=RecomputeConfig)
     engine: EngineConfig = field(default_factory=EngineConfig)
     data: DataConfig = field(default_factory=DataConfig)
+    forgetting: ForgettingConfig = field(default_factory=ForgettingConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     core: dict[str, Scalar] = field(default_factory=dict)
     """More settings of Megatron-Core's TransformerConfig, by upstream name; what we set or cannot keep true is
     refused.

@@ -12,7 +12,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from megatron_most.data.batch import Document, PackedBatch, pack_rows
+    from megatron_most.data.batch import MAX_TASKS, Document, PackedBatch, pack_rows
     from megatron_most.data.blend import Blend, DocumentSource, TaskSpec, open_task
     from megatron_most.data.check import check_batch
     from megatron_most.data.commands import run_prepare_data
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from megatron_most.data.synthetic import Kind, synthetic_batch, synthetic_document
 
 _HOMES = {
-    "batch": ("Document", "PackedBatch", "pack_rows"),
+    "batch": ("MAX_TASKS", "Document", "PackedBatch", "pack_rows"),
     "blend": ("Blend", "DocumentSource", "TaskSpec", "open_task"),
     "check": ("check_batch",),
     "commands": ("run_prepare_data",),
@@ -33,8 +33,8 @@ _HOMES = {
 }
 
 __all__ = [
-    "Blend", "Document", "DocumentSource", "Kind", "PackedBatch", "PackedRow", "Position", "Reader", "ReaderState",
-    "Step", "Steps", "TaskSpec", "check_batch", "deal_rows", "load_info", "open_task", "pack_rows",
+    "MAX_TASKS", "Blend", "Document", "DocumentSource", "Kind", "PackedBatch", "PackedRow", "Position", "Reader",
+    "ReaderState", "Step", "Steps", "TaskSpec", "check_batch", "deal_rows", "load_info", "open_task", "pack_rows",
     "run_prepare_data", "synthetic_batch", "synthetic_document",
 ]  # fmt: skip
 

@@ -51,6 +51,9 @@ class TextTokenizer(Protocol):
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         """The ids of each text by itself. RowError for a text that cannot be told from special tokens."""
 
+    def decode(self, ids: Sequence[int]) -> str:
+        """For people to read: special tokens are shown by name where the tokenizer names them."""
+
 
 class HFTokenizer:
     """A tokenizer.json, read by the `tokenizers` library."""
@@ -87,9 +90,16 @@ class HFTokenizer:
     def encode_batch(self, texts: Sequence[str]) -> list[Ids]:
         return self._encode_batch(texts)
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids), skip_special_tokens=False)
+
     def id_of(self, token: str) -> int | None:
         """The id of a token given by its string."""
         return self._tokenizer.token_to_id(token)
+
+    def token_of(self, id: int) -> str | None:
+        """The string of a token given by its id."""
+        return self._tokenizer.id_to_token(id) if id < self.identity.vocab_size else None
 
     def _encode(self, texts: Sequence[str]) -> list[Ids]:
         try:
@@ -129,10 +139,17 @@ class SentencePieceTokenizer:
         self._refused.check(ids, texts)
         return ids
 
+    def decode(self, ids: Sequence[int]) -> str:
+        return self._tokenizer.decode(list(ids))
+
     def id_of(self, token: str) -> int | None:
         """The id of a token given by its string."""
         id = self._tokenizer.piece_to_id(token)
         return id if self._tokenizer.id_to_piece(id) == token else None
+
+    def token_of(self, id: int) -> str | None:
+        """The string of a token given by its id."""
+        return self._tokenizer.id_to_piece(id) if id < self.identity.vocab_size else None
 
     def own_name(self, role: Literal["bos", "eos", "pad"]) -> str | None:
         """The string of the model's own BOS, EOS or pad."""

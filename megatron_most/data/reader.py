@@ -8,6 +8,7 @@ rank makes the same plan of the global step, and reads only the rows it is dealt
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, fields
@@ -173,6 +174,17 @@ class Reader:
             rows += self._pack([(number, numbers)], np.arange(len(numbers)))
         return rows
 
+    def validation_fingerprints(self, task: str) -> list[str]:
+        """Of the datasets of a validation set."""
+        return [source.fingerprint for source in self._streams[self._validation[task]].spec.sources]
+
+    def validation_samples(self, task: str) -> Iterator[tuple[str, Document]]:
+        """The validation documents one by one, with their names, as they are read."""
+        for row in self.validation_rows(task):
+            for piece in row.pieces:
+                if piece.start == 0:
+                    yield self._name(piece), self._read(piece)
+
     # Reading: of the rows asked for only.
 
     def batch(self, rows: Sequence[PackedRow]) -> PackedBatch:
@@ -315,14 +327,17 @@ class Steps:
         reader: Reader,
         position: Position,
         *,
-        rows: int | None,
+        rows: int | Iterator[int] | None,
         rank: int = 0,
         ranks: int = 1,
         micro_batch_size: int = 1,
         ahead: bool = True,
     ) -> None:
-        """`rows` of a global step; None = each step takes one window, which counts documents."""
-        self._reader, self._position, self._rows = reader, position, rows
+        """`rows` of a global step, or of one step after the other; None = each step takes one window, which counts
+        documents.
+        """
+        self._reader, self._position = reader, position
+        self._rows = itertools.repeat(rows) if rows is None or isinstance(rows, int) else rows
         self._rank, self._ranks, self._micro_batch_size = rank, ranks, micro_batch_size
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="read-ahead") if ahead else None
         self._coming: Future[Step] | None = None
@@ -340,8 +355,8 @@ class Steps:
         return step
 
     def _step(self, position: Position) -> Step:
-        take = self._reader.take_window(position) if self._rows is None else self._reader.take(position, self._rows)
-        rows, after = take
+        number = next(self._rows)
+        rows, after = self._reader.take_window(position) if number is None else self._reader.take(position, number)
         batches = self._reader.batches(rows, self._rank, self._ranks, self._micro_batch_size)
         return Step(batches=batches, rows=rows, after=after)
 

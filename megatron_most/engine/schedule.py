@@ -6,11 +6,11 @@ micro-batch size or filler row of pads gives the same gradient. Core multiplies 
 `grad_scale_func`.
 """
 
-# B rows, S sequence, M tags
+# B rows, S sequence, J tasks, M tags
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -18,10 +18,10 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_most.data import PackedBatch
-from megatron_most.model import LossTerms, MostModel, loss_terms
+from megatron_most.model import SHAPE, LossTerms, MostModel, loss_terms
 from megatron_most.parallel import Groups
 from megatron_most.upstream import piece
-from megatron_most.vocab import TAG_NAMES
+from megatron_most.vocab import OUTSIDE
 
 
 def run_micro_batches(
@@ -47,7 +47,7 @@ def run_micro_batches(
 
         def loss(loss_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, LossTerms]:
             terms = cut_terms(loss_BS, batch, groups)
-            total = terms.loss_sum_M.sum() * (rows / weights)
+            total = terms.loss_sum_JM.sum() * (rows / weights)
             return total, torch.ones((), dtype=torch.int, device=device), terms.detach()
 
         return model(batch), loss
@@ -67,8 +67,8 @@ def run_micro_batches(
 def cut_terms(loss_BS: torch.Tensor, batch: PackedBatch, groups: Groups) -> LossTerms:
     """LossTerms of what the model gave for this context rank's piece of the batch."""
     rank, ranks = groups.context.rank(), groups.context.size()
-    weights_BS, tags_BS = (piece(x, rank, ranks) for x in (batch.loss_weights_BS, batch.label_tags_BS))
-    return loss_terms(loss_BS, weights_BS, tags_BS)
+    ours = (piece(x, rank, ranks) for x in (batch.loss_weights_BS, batch.label_tags_BS, batch.tasks_BS))
+    return loss_terms(loss_BS, *ours)
 
 
 def count_globally(batches: Sequence[PackedBatch], groups: Groups, device: torch.device) -> tuple[float, float]:
@@ -84,10 +84,60 @@ def count_globally(batches: Sequence[PackedBatch], groups: Groups, device: torch
 
 def add_up(done: Sequence[LossTerms], groups: Groups, device: torch.device) -> LossTerms:
     """Sum micro-batches, data ranks and context ranks; the last stage has them, all stages get them."""
-    total = torch.zeros(2, len(TAG_NAMES), dtype=torch.float64, device=device)
+    total = torch.zeros(2, *SHAPE, dtype=torch.float64, device=device)
     for terms in done:
-        total += torch.stack([terms.loss_sum_M, terms.weight_sum_M])
+        total += torch.stack([terms.loss_sum_JM, terms.weight_sum_JM])
     dist.all_reduce(total, group=groups.data_context)
     if groups.stages.size() > 1:  # other stages have zeros
         dist.all_reduce(total, group=groups.stages)
-    return LossTerms(loss_sum_M=total[0], weight_sum_M=total[1])
+    return LossTerms(loss_sum_JM=total[0], weight_sum_JM=total[1])
+
+
+def predict(forward: Callable[..., torch.Tensor], model: MostModel, batch: PackedBatch, places_B: torch.Tensor,
+            groups: Groups) -> torch.Tensor:  # fmt: skip
+    """See interface.Engine. `forward` is the model, or what DeepSpeed has wrapped it in."""
+    device = next(model.parameters()).device
+    batch, places_B = batch.to(device), places_B.to(device)
+    if groups.stages.size() == 1:
+        return likeliest(forward(batch, with_labels=False), places_B, batch, groups)
+
+    def forward_step(iterator: Iterator[PackedBatch], model: MostModel) -> tuple[torch.Tensor, Any]:
+        return model(next(iterator), with_labels=False), lambda logits, non_loss_data: logits
+
+    done = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iter([batch]),
+        model=[model],
+        num_microbatches=1,
+        seq_length=batch.tokens_BS.size(1),
+        micro_batch_size=batch.num_rows,
+        forward_only=True,
+        collect_non_loss_data=True,
+    )
+    return likeliest(done[0] if done else None, places_B, batch, groups)
+
+
+def likeliest(
+    logits_BSV: torch.Tensor | None, places_B: torch.Tensor, batch: PackedBatch, groups: Groups
+) -> torch.Tensor:
+    """From this rank's piece of the logits (None: of an earlier stage) to the token of the highest, the first of equal
+    ones. All ranks call it.
+    """
+    best_B = torch.full_like(places_B, float("-inf"), dtype=torch.float32)
+    token_B = torch.full_like(places_B, torch.iinfo(torch.int64).max)
+    if logits_BSV is not None:
+        at_BS = torch.arange(batch.tokens_BS.size(1), device=places_B.device).expand_as(batch.tokens_BS)
+        is_here_BS = piece(at_BS, groups.context.rank(), groups.context.size()) == places_B[:, None]
+        first = groups.tensor.rank() * logits_BSV.size(-1)
+        tag_V = torch.tensor(batch.token_map.tag_table()[first : first + logits_BSV.size(-1)], device=places_B.device)
+        values, tokens = logits_BSV[is_here_BS].float().masked_fill(tag_V == OUTSIDE, float("-inf")).max(-1)
+        here_B = is_here_BS.any(-1)
+        best_B[here_B], token_B[here_B] = values, tokens + first
+    mine_B = best_B.clone()
+    across = [group for group in (groups.tensor, groups.context, groups.stages) if group.size() > 1]
+    for group in across:
+        dist.all_reduce(best_B, dist.ReduceOp.MAX, group=group)
+    token_B[mine_B != best_B] = torch.iinfo(torch.int64).max
+    for group in across:
+        dist.all_reduce(token_B, dist.ReduceOp.MIN, group=group)
+    return token_B.cpu()

@@ -13,6 +13,7 @@ import secrets
 from pathlib import Path
 
 from megatron_most.errors import DataError
+from megatron_most.runtime.disk import writing
 
 
 def write_atomically(path: Path | str, content: bytes | str) -> None:
@@ -66,11 +67,9 @@ def confine(root: Path | str, relative: Path | str) -> Path:
 def ensure_new_folder(path: Path | str) -> Path:
     """Make a folder, parents included, or take an empty one. DataError where something is there already."""
     path = Path(path)
-    try:
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise DataError(f"{path}: a file with this name exists; choose another folder or remove it") from error
-    found = next(path.iterdir(), None)
+        found = next(path.iterdir(), None)
     if found is not None:
         raise DataError(f"{path}: not empty, it holds {found.name}; choose another folder or remove it")
     return path

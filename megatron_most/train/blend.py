@@ -8,6 +8,9 @@ from megatron_most.config import Plan, TaskConfig
 from megatron_most.data import Blend, Reader, TaskSpec, open_task
 from megatron_most.errors import ConfigError
 
+FORGETTING = "forgetting"
+"""The validation set of the gate of that name."""
+
 
 def open_reader(plan: Plan) -> Reader:
     """Open every dataset; those of another vocabulary or codec are refused by name."""
@@ -20,12 +23,14 @@ def open_reader(plan: Plan) -> Reader:
             "data", {}, "no task has a weight", "give one, as --data.asr.weight 1 --data.asr.train FOLDER"
         )
     validation = [_open(plan, name, task, task.valid, 1.0) for name, task in tasks.items() if task.valid]
+    if folders := plan.config.forgetting.valid:
+        validation.append(open_task(folders, plan.tokens, name=FORGETTING, weight=1.0, long_policy="split"))
     return Reader(
         Blend(blend),
         row_length=train.sequence_length,
         seed=train.seed,
         token_map=plan.tokens,
-        window=data.window,
+        window=train.global_batch_size if train.batch_counts == "documents" else data.window,
         validation=validation,
         validation_documents=data.validation_documents,
     )

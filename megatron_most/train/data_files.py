@@ -22,7 +22,7 @@ _log = get_logger(__name__)
 
 def stamp(config: RunConfig) -> Stamps:
     """Of every file that training reads, as it is now."""
-    return {name: [(s := path.stat()).st_size, s.st_mtime_ns] for name, path, _ in _files(config)}
+    return {name: _stamp_of(path) for name, path, _ in _files(config)}
 
 
 def prove_changed(config: RunConfig, stored: Mapping[str, list[int]], rank: int, ranks: int) -> None:
@@ -31,11 +31,10 @@ def prove_changed(config: RunConfig, stored: Mapping[str, list[int]], rank: int,
     """
     wrong: Exception | None = None
     try:
-        now = stamp(config)
-        changed = [file for file in _files(config) if now[file[0]] != stored.get(file[0])]
-        if changed:
-            _log.info("%d data files have another time than when this run began: reading them", len(changed))
-        for _, path, wanted in changed[rank::ranks]:
+        for name, path, wanted in list(_files(config))[rank::ranks]:
+            if _stamp_of(path) == stored.get(name):
+                continue
+            _log.info("%s: not of the size and time that it had when this run last started; reading it", path)
             if (found := sha256_file(path)) != wanted:
                 raise DataError(
                     f"{path}: changed: its sha256 is {found[:16]}..., its dataset says {wanted[:16]}...; put back what "
@@ -44,6 +43,11 @@ def prove_changed(config: RunConfig, stored: Mapping[str, list[int]], rank: int,
     except (DataError, OSError) as error:
         wrong = error
     agree(wrong)
+
+
+def _stamp_of(path: Path) -> list[int]:
+    found = path.stat()
+    return [found.st_size, found.st_mtime_ns]
 
 
 def _files(config: RunConfig) -> Iterator[tuple[str, Path, str]]:

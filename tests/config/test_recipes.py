@@ -25,7 +25,8 @@ from megatron_most.config.size import count_parameters
 from megatron_most.errors import ConfigError
 from tests.config.runs import leaves
 
-LARGE = ("most-16b", "most-3b-dense", "most-3b-upcycled", "no-shared", "vanilla-moe")
+LARGE = ("most-16b", "most-3b-dense", "most-3b-upcycled", "no-shared", "vanilla-moe", "stage1-asr-tts",
+         "stage2-instruct")  # fmt: skip
 ONE_NODE = Facts(world_size=8, device="gpu", core_version=(0, 16))
 Write = Callable[..., Path]
 
@@ -50,7 +51,15 @@ def refused(recipe: str | Path) -> ConfigError:
 def plan_of(name: str) -> Plan:
     """Of a shipped recipe: large ones on a node of eight GPUs, the others on one CPU."""
     facts = ONE_NODE if name in LARGE else Facts(world_size=1, device="cpu", core_version=(0, 16))
-    return build(load_recipe(name), facts)
+    return build(with_data(load_recipe(name)), facts)
+
+
+def with_data(config: RunConfig) -> RunConfig:
+    """Phases have tasks, whose datasets only the user can name."""
+    tasks = {field.name: getattr(config.data, field.name) for field in dataclasses.fields(config.data)}
+    return replace(
+        config, {f"data.{name}.train": ["somewhere"] for name, task in tasks.items() if getattr(task, "weight", 0)}
+    )
 
 
 # What ships
@@ -61,7 +70,7 @@ def test_a_shipped_recipe_builds_and_reads_back_equal_from_its_dump(name: str, w
     config = load_recipe(name)
     assert config.name == name
     plan = plan_of(name)
-    assert plan.config == config and (plan.moe is None) == (config.moe.num_experts == 0)
+    assert plan.config == with_data(config) and (plan.moe is None) == (config.moe.num_experts == 0)
     assert load_recipe(write(dump(config))) == config
 
 
@@ -70,7 +79,28 @@ def test_every_backbone_ships_large_mini_and_tiny_with_each_ablation() -> None:
         *("most-16b", "most-mini", "most-tiny", "most-3b-dense", "most-3b-upcycled"),
         *(f"most-{size}-{kind}" for size in ("mini", "tiny") for kind in ("dense", "upcycled")),
         *(f"{kind}{size}" for kind in ("no-shared", "vanilla-moe") for size in ("", "-mini", "-tiny")),
+        *("stage1-asr-tts", "stage2-instruct", "stage1-tiny", "stage2-tiny"),
     }
+
+
+def test_phases_are_those_of_the_paper_on_the_model_they_name() -> None:
+    one, two, tiny = (load_recipe(name) for name in ("stage1-asr-tts", "stage2-instruct", "stage2-tiny"))
+    assert one.model == two.model == load_recipe("most-16b").model and tiny.model == load_recipe("most-tiny").model
+    shares = [
+        {field.name: task.weight for field in dataclasses.fields(run.data) if (task := getattr(run.data, field.name))
+         and getattr(task, "weight", 0)} for run in (one, two, tiny)
+    ]  # fmt: skip
+    assert shares[0] == {"asr": 0.4, "tts": 0.4, "text_lm": 0.2}
+    assert shares[1] == shares[2] == {"speech_instruct": 0.4, "text_instruct": 0.4, "asr": 0.1, "tts": 0.1}
+    assert (one.train.steps, one.train.global_batch_size) == (500_000, 512)
+    assert (two.train.steps, two.train.global_batch_size) == (10_000, 128)
+    assert one.train.batch_counts == two.train.batch_counts == tiny.train.batch_counts == "documents"
+    assert (two.engine.kind, two.engine.zero_stage, two.engine.offload_optimizer) == ("deepspeed", 2, True)
+
+
+def test_a_phase_without_datasets_is_refused_by_the_task() -> None:
+    with pytest.raises(ConfigError, match="data.asr.train = .*name its datasets"):
+        build(load_recipe("stage1-tiny"), Facts(world_size=1, device="cpu", core_version=(0, 16)))
 
 
 def test_most_16b_has_the_published_shapes_of_deepseek_v2_lite() -> None:
@@ -181,6 +211,15 @@ def test_a_later_file_wins_field_by_field_and_lists_are_replaced_whole(write: Wr
     assert config.moe.groups == ("text+wave: 0-3", "audio: 4-7") and config.moe.shared_only_tags == ()
 
 
+def test_several_bases_are_laid_over_each_other_in_their_order(write: Write) -> None:
+    write("[train]\nsteps = 5\nseed = 1", "one.toml")
+    write("[train]\nsteps = 6\nclip = 2.0", "two.toml")
+    config = load_recipe(write('extends = ["most-tiny", "one.toml", "two.toml"]\n[train]\nclip = 3.0'))
+    assert (config.train.steps, config.train.seed, config.train.clip) == (6, 1, 3.0)
+    assert config.model == load_recipe("most-tiny").model
+    assert refused(write("extends = []")).field == refused(write('extends = ["most-tiny", 3]')).field == "extends"
+
+
 def test_extends_looks_beside_the_file_and_not_where_one_stands(write: Write, monkeypatch: pytest.MonkeyPatch) -> None:
     write("[train]\nseed = 5", "recipes/base.toml")
     top = write('extends = "base.toml"', "recipes/top.toml")
@@ -207,7 +246,7 @@ def test_a_missing_recipe_is_refused_with_what_there_is(given: str, hint: str, w
     assert hint in refused(write(f'extends = "{given}"')).remedy
 
 
-@pytest.mark.parametrize("base", ["3", '["most-tiny"]', "true"])
+@pytest.mark.parametrize("base", ["3", '["most-tiny", 1]', "true"])
 def test_a_base_that_is_no_name_is_refused(base: str, write: Write) -> None:
     assert refused(write(f"extends = {base}")).field == "extends"
 

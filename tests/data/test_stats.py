@@ -473,7 +473,8 @@ def test_a_link_out_of_the_audio_root_is_not_followed(tmp_path: Path, spoken: tu
 
 def test_units_of_another_manifest_are_refused(tmp_path: Path, spoken: tuple) -> None:
     manifest, units, _ = spoken
-    other = replace(manifest, header=replace(manifest.header, sha256="0" * 64))
+    files = {**manifest.header.files, "rows.jsonl.gz": (1, "0" * 64)}
+    other = replace(manifest, header=replace(manifest.header, files=files))
     with pytest.raises(DataError, match="another manifest"):
         find_examples(other, units)
 

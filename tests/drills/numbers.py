@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -44,18 +45,15 @@ def spoil_a_gradient(bench: Bench, kind: str) -> Outcome:
     skipped = [line["step"] for line in run.log if line["skipped"]]
     require(skipped == [SPOILT], f"the steps {skipped} were skipped")
     losses = [line["loss"] for line in run.log]
-    require(all(map(math.isfinite, losses)) and len(losses) == STEPS, f"the losses are {losses}")
+    require(None not in losses and len(losses) == STEPS, f"the losses are {losses}")  # null: not finite
     training = read_record(run.step(STEPS)).training
-    counted = (training["skipped"], training["updates"])
+    counted = (training["loop"]["skipped"], training["updates"])
     require(counted == (1, STEPS - 1), f"the checkpoint counts {counted[0]} skipped steps and {counted[1]} updates")
     return Outcome(ended.proof[0], f"step {SPOILT} skipped, 1 counted in the checkpoint, all losses finite")
 
 
 def every_norm_passes(child: Child) -> None:
-    class Careless:
-        isfinite = staticmethod(lambda value: True)
-
-    plain.math = Careless  # type: ignore[assignment]
+    plain.math = SimpleNamespace(**{**vars(math), "isfinite": lambda value: True})  # type: ignore[assignment]
 
 
 def zero_does_not_look(child: Child) -> None:

@@ -1,0 +1,101 @@
+"""What the model answers to the prompts of some validation documents, greedily: for a look while it learns.
+
+A prompt is what a document does not train on, its beginning; of a document that trains on all of it, its first quarter.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import groupby
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_most.config import Plan
+from megatron_most.data import Document, Reader, pack_rows
+from megatron_most.data.tokenizer import TextTokenizer, load_tokenizer
+from megatron_most.engine import Engine
+from megatron_most.errors import MostError
+from megatron_most.runtime import get_rank
+from megatron_most.vocab import TokenMap
+
+
+@dataclass(frozen=True)
+class _Prompt:
+    name: str
+    ids: list[int]
+    answer: list[int]
+
+
+class Samples:
+    """Appends to samples.jsonl, on rank 0; the other ranks compute with it."""
+
+    def __init__(self, folder: Path, plan: Plan, reader: Reader) -> None:
+        self._path, self._plan = folder / "samples.jsonl", plan
+        self._most = plan.config.samples.tokens
+        path = plan.config.samples.tokenizer
+        self._tokenizer = load_tokenizer(path) if path else None
+        count = plan.config.samples.count
+        self._prompts = {task: self._find(reader, task, count) for task in reader.validation_names} if count else {}
+
+    def take(self, engine: Engine, step: int) -> None:
+        """One answer to each prompt. All ranks call it."""
+        for task, prompts in self._prompts.items():
+            answers = self._answer(engine, [prompt.ids for prompt in prompts])
+            if get_rank():
+                continue
+            with open(self._path, "a", encoding="utf-8") as file:
+                for prompt, answer in zip(prompts, answers, strict=True):
+                    line = {"step": step, "task": task, "document": prompt.name, "prompt": self._show(prompt.ids)}
+                    line |= {"answer": self._show(answer), "reference": self._show(prompt.answer)}
+                    file.write(json.dumps(line, ensure_ascii=False) + "\n")
+
+    def _find(self, reader: Reader, task: str, count: int) -> list[_Prompt]:
+        found = []
+        for name, document in reader.validation_samples(task):
+            trained = list(document.is_trained)
+            start = trained.index(True) if True in trained else len(trained)
+            start = start or max(1, len(trained) // 4)
+            ids = [int(token) for token in document.ids]
+            if start < len(ids) and start + self._most <= self._plan.config.train.sequence_length:
+                found.append(_Prompt(name, ids[:start], ids[start:]))
+            if len(found) == count:
+                return found
+        if not found:
+            raise MostError(
+                f"samples: no validation document of {task} has a prompt that leaves room for {self._most} tokens in "
+                f"a row of {self._plan.config.train.sequence_length}; lower samples.tokens, or set samples.count = 0"
+            )
+        return found
+
+    def _answer(self, engine: Engine, prompts: Sequence[list[int]]) -> list[list[int]]:
+        tokens, answers = self._plan.tokens, [list[int]() for _ in prompts]
+        tag_V = tokens.tag_table()
+        while any(answer[-1:] != [tokens.eos_id] for answer in answers) and len(answers[0]) < self._most:
+            rows, places = [], []
+            for prompt, answer in zip(prompts, answers, strict=True):
+                ids = [*prompt, *answer]
+                places.append(len(ids) - 1)
+                ids.append(tokens.eos_id)  # the last id of a document is a label only
+                rows.append([Document(ids, [tag_V[token] for token in ids], [False] * len(ids))])
+            batch = pack_rows(rows, self._plan.config.train.sequence_length, tokens)
+            new = engine.predict(batch, torch.tensor(places)).tolist()
+            for answer, token in zip(answers, new, strict=True):  # one that has ended goes along
+                answer.append(tokens.eos_id if answer[-1:] == [tokens.eos_id] else token)
+        return [answer[: answer.index(tokens.eos_id) + 1] if tokens.eos_id in answer else answer for answer in answers]
+
+    def _show(self, ids: Sequence[int]) -> Any:
+        return ids if self._tokenizer is None else render(ids, self._plan.tokens, self._tokenizer)
+
+
+def render(ids: Sequence[int], tokens: TokenMap, tokenizer: TextTokenizer) -> str:
+    """Text as text, units and their marks by name."""
+    added = dict(tokens.new_tokens())
+    parts = []
+    for is_added, group in groupby(ids, added.__contains__):
+        run = list(group)
+        parts += [added[token] for token in run] if is_added else [tokenizer.decode(run)]
+    return "".join(parts)

@@ -1,0 +1,110 @@
+"""Weights named by train.freeze stay bit for bit as they were, all others learn, under every engine and layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_most.checkpoint import Piece, TensorReader, read_record
+from megatron_most.config import RunConfig
+from tests.phases import losses, recipe, refusal, run
+
+STEPS = 3
+FROZEN = ["experts:text", "decoder.layers.0.*", "embedding.*"]
+BASE = {"train.steps": STEPS, "checkpoint.every": 0, "train.validate_every": 0, "model.num_layers": 2}
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    [path] = sorted((folder / "checkpoints").glob("step-*"))[-1:]
+    record = read_record(path)
+    reader = TensorReader(path, record)
+    found = {}
+    for name, stored in record.tensors["weight"].items():
+        zeros = (0,) * len(stored.shape)
+        found[name] = reader.read("weight", Piece(name, stored.shape, zeros, stored.shape, name, zeros))
+    return found
+
+
+def is_frozen(name: str) -> bool:
+    expert = name.split(".experts.")[1].split(".")[0] if ".experts." in name else ""
+    return name.startswith(("decoder.layers.0.", "embedding.")) or (expert != "" and int(expert) < 4)
+
+
+@pytest.fixture(scope="module")
+def start(data: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("start")
+    run(recipe(data, folder, **BASE))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def plain(data: Path, start: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("plain")
+    run(frozen(data, folder, start))
+    return folder
+
+
+def frozen(data: Path, folder: Path, start: Path, **changes: Any) -> RunConfig:
+    named = {"checkpoint.start_from": str(start), "train.freeze": FROZEN}
+    return recipe(data, folder, **{**BASE, **named, **changes})
+
+
+def check(start: Path, folder: Path) -> None:
+    before, after = weights(start), weights(folder)
+    assert set(before) == set(after)
+    same = {name for name in before if torch.equal(before[name], after[name])}
+    kept = {name for name in before if is_frozen(name)}
+    constants = {name for name in before if name.endswith("group_constant")}
+    assert same == kept | constants and kept and same != set(before)
+    moments = read_record(sorted((folder / "checkpoints").glob("step-*"))[-1]).tensors["exp_avg"]
+    assert set(moments) == set(before) - kept - constants
+
+
+def test_what_is_named_stays_and_the_rest_learns(start: Path, plain: Path) -> None:
+    check(start, plain)
+
+
+@pytest.mark.parametrize(
+    ("world", "changes"),
+    [
+        (2, {"layout.expert": 2}),
+        (2, {"engine.kind": "deepspeed", "engine.zero_stage": 2, "layout.expert": 2}),
+        (2, {"engine.kind": "deepspeed", "engine.zero_stage": 3}),
+        (2, {"engine.kind": "deepspeed", "layout.tensor": 2}),
+        (1, {"recompute.granularity": "full"}),
+    ],
+    ids=["EP2", "ZeRO-2 EP2", "ZeRO-3", "ZeRO-1 TP2", "recomputed"],
+)
+def test_in_every_layout_and_engine(
+    data: Path, tmp_path: Path, start: Path, plain: Path, world: int, changes: dict[str, Any]
+) -> None:
+    run(frozen(data, tmp_path, start, **changes), world)
+    check(start, tmp_path)
+    assert losses(tmp_path) == pytest.approx(losses(plain), rel=3e-5)
+
+
+def test_a_stopped_run_goes_on_with_its_moments(data: Path, tmp_path: Path, start: Path, plain: Path) -> None:
+    run(frozen(data, tmp_path, start, **{"checkpoint.every": 1}))
+    for name in ("step-00000002", "step-00000003"):
+        (tmp_path / "checkpoints" / name).rename(tmp_path / name)
+    run(frozen(data, tmp_path, start, **{"engine.kind": "deepspeed", "engine.zero_stage": 3}), 2)
+    assert losses(tmp_path) == pytest.approx(losses(plain), rel=3e-5)
+    check(start, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("changes", "wrong"),
+    [
+        ({"train.freeze": ["*.attention.*"]}, "names no weight; look at the names"),
+        ({"train.freeze": ["experts:speech"]}, "train.freeze = 'experts:speech'.*the groups here are text, audio"),
+        ({"train.freeze": ["*"], "moe.gate": "reference"}, "a rank would have nothing to learn"),
+        ({"train.freeze": ["*.group_constant"]}, "group_constant is no weight of the optimizer's; leave it out"),
+    ],
+)
+def test_a_wrong_pattern_is_refused(data: Path, tmp_path: Path, changes: dict[str, Any], wrong: str) -> None:
+    import re
+
+    assert re.search(wrong, refusal(recipe(data, tmp_path, **{**BASE, **changes})))
