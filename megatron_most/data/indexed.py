@@ -43,13 +43,29 @@ __all__ = [
 ]  # fmt: skip
 
 _DOCUMENTS_AT_ONCE, _PIECE = 1 << 16, 1 << 20
-_INT32 = np.dtype(np.int32)
 _MODES = [mode_of(tag, is_trained) for is_trained in (False, True) for tag in range(len(TAG_NAMES))]
 
-# The tags and the training of documents of one sequence, to be cut to length: views that cannot be written to.
-_SAME = 1 << 16
-_SAME_TAG = [np.broadcast_to(np.full(_SAME, tag, np.int8), _SAME) for tag in range(len(TAG_NAMES))]
-_SAME_TRAINED = [np.broadcast_to(np.full(_SAME, value, bool), _SAME) for value in (False, True)]
+_SAME, _KEPT = 1 << 16, 4096
+
+
+class _Same(dict[int, tuple[NDArray[np.int8], NDArray[np.bool_]]]):
+    """length -> tags and training of a document of one sequence: views that cannot be written to. Those of short
+    documents are kept, since to cut one takes as long as to read the ids of a text.
+    """
+
+    def __init__(self, mode: int) -> None:
+        super().__init__()
+        self._tags = np.broadcast_to(np.full(_SAME, tag_of_mode(mode), np.int8), _SAME)
+        self._is_trained = np.broadcast_to(np.full(_SAME, is_trained_mode(mode), bool), _SAME)
+
+    def __missing__(self, length: int) -> tuple[NDArray[np.int8], NDArray[np.bool_]]:
+        cut = self._tags[:length], self._is_trained[:length]
+        if length <= _KEPT:
+            self[length] = cut
+        return cut
+
+
+_SAME_OF = {mode: _Same(mode) for mode in _MODES}
 
 
 class IndexedDocuments:
@@ -83,6 +99,8 @@ class IndexedDocuments:
                 f"documents take {at[4]}; {REMEDY}"
             )
         self.dtype, self._item_size = kinds[0], kinds[0].itemsize
+        self._is_flat = num_sequences == num_bounds - 1  # each document is one sequence, as texts are
+        self._shift = self._item_size.bit_length() - 1  # from bytes to tokens
         if len(tokens) % self.dtype.itemsize:
             raise DataError(f"{self.folder / BIN}: {len(tokens)} bytes are no {self.dtype} numbers; {REMEDY}")
         self.num_sequences, self._num_documents = num_sequences, num_bounds - 1
@@ -130,26 +148,29 @@ class IndexedDocuments:
         return self._num_documents
 
     def document(self, index: int) -> Document:
-        """Ids (int32), tags (int8) and what is trained on (bool), as arrays to read from, not to write into."""
+        """Ids, tags (int8) and what is trained on (bool), as arrays to read from, not to write into.
+
+        Ids have the type they are stored in, int32 or uint16: whoever packs them makes a copy of his own type anyway.
+        """
         if not 0 <= index < self._num_documents:
             raise IndexError(f"document {index} of {self._num_documents}")
-        first, last = self._bound_at[index], self._bound_at[index + 1]
-        begin = self._pointer_at[first]
-        end = self._pointer_at[last] if last < self.num_sequences else self.tokens.nbytes
-        size = self._item_size
-        ids = self.tokens[begin // size : end // size]
-        if self.dtype is not _INT32:
-            ids = ids.astype(_INT32)
-        if last - first == 1 and len(ids) <= _SAME:  # most texts
-            mode = self._mode_at[first]
-            tags, is_trained = _SAME_TAG[mode & 0x7F][: len(ids)], _SAME_TRAINED[mode < 0][: len(ids)]
+        pointer_at, shift = self._pointer_at, self._shift
+        if self._is_flat:
+            first, last = index, index + 1
+        else:
+            bound_at = self._bound_at
+            first, last = bound_at[index], bound_at[index + 1]
+        begin = pointer_at[first] >> shift
+        end = pointer_at[last] >> shift if last < self.num_sequences else len(self.tokens)
+        if last - first == 1 and end - begin <= _SAME:  # most texts
+            tags, is_trained = _SAME_OF[self._mode_at[first]][end - begin]
         else:
             modes = self._modes[first:last].repeat(self._lengths[first:last])
             tags, is_trained = tag_of_mode(modes), is_trained_mode(modes)
         # The __init__ of a frozen dataclass takes as long as all of the above.
         document = object.__new__(self._document)
         values = document.__dict__
-        values["ids"], values["tags"], values["is_trained"] = ids, tags, is_trained
+        values["ids"], values["tags"], values["is_trained"] = self.tokens[begin:end], tags, is_trained
         return document
 
     @cached_property

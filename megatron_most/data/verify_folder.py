@@ -94,6 +94,8 @@ def _found(path: Path) -> str:
     for record, (kind, file) in _KINDS.items():
         if file in names and record not in names:
             return f"{kind} without its {record}, so nothing of it can be proven: copy it here again, or make it again"
+    if any(name.endswith(".part") for name in names):
+        return "unfinished: run the step that makes it again"
     for file, kind in _OTHERS.items():
         if file in names:
             return f"{kind} ({file} is in it)"

@@ -77,12 +77,13 @@ class Journal:
 
 
 def is_done(out: Path | str, job: Mapping[str, Any]) -> bool:
-    """Whether `out` is there, made by the same job. DataError where it was made by another."""
+    """Whether `out` is there, made by the same job, which is then said. DataError where it was made by another."""
     out = Path(out)
     if not out.exists():
         return False
     _same_job(out, job, "choose another folder or remove this one")
     _clear_scaffolding(out)
+    _log.info("%s: already done, by the same job; nothing is made again", out)
     return True
 
 
@@ -99,13 +100,15 @@ def open_journal(
         with writing(part, _AGAIN):
             part.mkdir(parents=True, exist_ok=True)
             own = stack.enter_context(claim(part))
-            last = _last_line(part / LINES)
+            last, described = _last_line(part / LINES), json.dumps(job, indent=1, sort_keys=True) + "\n"
             if (part / JOB).exists() and not _is_work(last, reports):
-                _log.info("%s: an earlier try came to nothing; starting afresh", part)
-                _empty(part)
-                last = None
+                # Of the same job without a commit there is nothing to clear: its files are cut back to 0 below.
+                if last is not None or (part / JOB).read_text() != described:
+                    _log.info("%s: an earlier try came to nothing; starting afresh", part)
+                    _empty(part)
+                    last = None
             if not (part / JOB).exists():
-                write_atomically(part / JOB, json.dumps(job, indent=1, sort_keys=True) + "\n")
+                write_atomically(part / JOB, described)
             _same_job(
                 part,
                 job,

@@ -80,9 +80,15 @@ def test_a_folder_has_one_name_over_all_steps() -> None:
         assert "manifest" in {field.name for field in fields(commands._STEPS[name])}
 
 
-def test_a_step_that_is_done_says_what_it_made_again(tmp_path: Path, said: list[str]) -> None:
+def test_a_step_that_is_done_says_so_and_what_it_made(
+    tmp_path: Path, said: list[str], caplog: pytest.LogCaptureFixture
+) -> None:
     corpus = make_corpus(tmp_path, recordings=1, cuts=4).folder
+    told = []
     for _ in range(2):
+        caplog.clear()
         run_prepare_data(["fit-codec", "--manifest", str(corpus), "--num-units", "4", "--out", str(tmp_path / "c")])
+        told.append(f"{tmp_path / 'c'}: already done, by the same job" in caplog.text)
+    assert told == [False, True]
     assert said[0] == said[1] and "4 units" in said[0]
     assert json.loads((tmp_path / "c" / "job.json").read_text())["what"] == "codec"

@@ -102,7 +102,7 @@ def test_parquet_gives_the_rows_that_json_lines_give(tmp_path: Path) -> None:
 
 
 def test_speech_spoken_and_written_reaches_the_trained_on_tokens(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     speech = make_corpus(tmp_path / "corpus", recordings=2, cuts=4)
     make_codec(tmp_path / "codec")
@@ -115,7 +115,7 @@ def test_speech_spoken_and_written_reaches_the_trained_on_tokens(
     ]
     talk, units = str(listed(tmp_path, talks)), str(tmp_path / "units")
     names = ("--tokenizer", str(tmp_path / "tokenizer"), "--tokens", str(tmp_path / "tokenizer" / "token_map.json"))
-    chats = ("--manifests", str(tmp_path / "chats"), "--max-reject-rate", "1", *names)
+    chats = ("--manifest", str(tmp_path / "chats"), "--max-reject-rate", "1", *names)
     run_prepare_data(["units", "--manifest", str(speech.folder), "--codec", str(tmp_path / "codec"), "--out", units])
     run_prepare_data(["manifest", "chat", "--files", talk, "--num-units", "16", "--out", str(tmp_path / "chats")])
     for task in ("speech-instruct", "text-instruct"):
@@ -143,4 +143,4 @@ def test_speech_spoken_and_written_reaches_the_trained_on_tokens(
         "smoltalk-talk-3": "no units",
         "smoltalk-talk-4": "no speech",
     }
-    assert f"2 rejected, listed in {tmp_path}/speech-instruct/rejects.jsonl" in capsys.readouterr().err
+    assert f"2 rejected, listed in {tmp_path}/speech-instruct/rejects.jsonl" in caplog.text

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from megatron_most.data.corpora import Folder, JsonLines, Kaldi, write_manifest
 from megatron_most.data.manifest import ROWS, open_manifest
 from megatron_most.data.rows import Utterance, Word
 from megatron_most.errors import DataError
-from tests.closed_files import as_nobody, let_in
+from tests.closed_files import as_nobody, open_folder
 
 
 def sound(path: Path, seconds: float = 3.0, rate: int = 8000, channels: int = 1) -> Path:
@@ -278,9 +279,14 @@ def test_a_folder_with_damage_is_read_with_rejects(tmp_path: Path) -> None:
     assert header.rows == 2
 
 
-def test_a_folder_that_cannot_be_read_is_a_reject_inside_and_an_error_at_the_top(tmp_path: Path) -> None:
-    let_in(tmp_path)
-    root = tmp_path / "prompts"
+@pytest.fixture
+def prompts() -> Iterator[Path]:
+    with open_folder() as folder:
+        yield folder / "prompts"
+
+
+def test_a_folder_that_cannot_be_read_is_a_reject_inside_and_an_error_at_the_top(prompts: Path) -> None:
+    root = prompts
     sound(root / "a.wav").with_suffix(".txt").write_text("yes")
     sound(root / "closed" / "b.wav").with_suffix(".txt").write_text("no")
     (root / "closed").chmod(0)
@@ -292,7 +298,6 @@ def test_a_folder_that_cannot_be_read_is_a_reject_inside_and_an_error_at_the_top
     told = "closed: cannot be read: Permission denied; check the mode of closed (d---------)"
     assert f"('closed', 'unreadable folder', '{told}')" in found and "'own-a'" in found
     found = as_nobody(lambda: list(folder(root / "closed").rows()))
-    (root / "closed").chmod(0o755)
     assert found == f"{root}/closed: cannot be read: Permission denied; check the mode of {root}/closed (d---------)"
 
 

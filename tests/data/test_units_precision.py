@@ -44,11 +44,12 @@ def units(made: Path, corpus: str, out: Path, precision: str, *more: str) -> Pat
 
 
 def test_the_precision_is_said_at_the_start_and_stands_beside_the_units(
-    made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    made: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     for precision in ("fp32", "bf16"):
         out = units(made, "one", tmp_path / precision, precision)
-        printed = capsys.readouterr().err
+        printed = caplog.text
+        caplog.clear()
         assert f"computed in {precision} (--precision {precision})" in printed
         assert printed.index("computed in") < printed.index("real time")
         assert json.loads((out / "units.json").read_text())["codec"]["precision"] == precision

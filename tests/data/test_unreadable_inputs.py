@@ -6,7 +6,7 @@ import gzip
 import json
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pyarrow
@@ -22,7 +22,7 @@ from megatron_most.data.tokenizer import load_tokenizer, token_map_for
 from megatron_most.data.unit_set import open_units
 from megatron_most.errors import DataError
 from megatron_most.speech import SpeechCodec, import_quantiser, load_codec, save_codec
-from tests.closed_files import as_nobody, let_in
+from tests.closed_files import as_nobody, open_folder
 from tests.data_files import make_codec, make_corpus, make_tokenizer
 
 UNIT_FILES = ("units.json", "units.u16", "durations.u32", "ends.i64", "rows.i64", "ids.txt", "rejects.jsonl")
@@ -44,23 +44,24 @@ class Made:
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Made:
-    return Made(tmp_path_factory.mktemp("made"))
+def made() -> Iterator[Made]:
+    with open_folder() as folder:
+        yield Made(folder)
 
 
 @pytest.fixture
-def own(made: Made, tmp_path: Path) -> Path:
+def own(made: Made) -> Iterator[Path]:
     """A copy of it all that a test may close; a child that is nobody can come here."""
-    for name in ("units", "corpus", "codec", "tokenizer"):
-        shutil.copytree(made.root / name, tmp_path / name)
-    (tmp_path / "talk.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "a"}]}) + "\n")
-    (tmp_path / "mine.toml").write_text("")
-    (tmp_path / "eval.txt").write_text("one two three four five\n")
-    pyarrow.parquet.write_table(pyarrow.table({"text": ["some words"]}), tmp_path / "text.parquet")
-    (tmp_path / "outs").mkdir(mode=0o777)
-    let_in(tmp_path)
-    (tmp_path / "outs").chmod(0o777)
-    return tmp_path
+    with open_folder() as folder:
+        for name in ("units", "corpus", "codec", "tokenizer"):
+            shutil.copytree(made.root / name, folder / name)
+        (folder / "talk.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "a"}]}) + "\n")
+        (folder / "mine.toml").write_text("")
+        (folder / "eval.txt").write_text("one two three four five\n")
+        pyarrow.parquet.write_table(pyarrow.table({"text": ["some words"]}), folder / "text.parquet")
+        (folder / "outs").mkdir()
+        (folder / "outs").chmod(0o777)
+        yield folder
 
 
 def units_in_full(folder: Path) -> int:
@@ -150,7 +151,6 @@ def test_audio_in_a_folder_that_may_not_be_entered_is_one_error(own: Path, made:
 
 def test_a_folder_that_may_not_be_written_is_named_by_every_step(own: Path, made: Made) -> None:
     (own / "outs").chmod(0o555)
-    let_in(made.root)
     closed = f"{own}/outs"
     talk = Chat(files=(own / "talk.jsonl",), out=own / "outs" / "m", max_reject_rate=1.0)
     for write in (
@@ -161,7 +161,6 @@ def test_a_folder_that_may_not_be_written_is_named_by_every_step(own: Path, made
         told = as_nobody(write)
         assert told.startswith(f"{closed}/") and f": cannot be written: {CLOSED}{closed} (dr-xr-xr-x)" in told
         assert "room" not in told
-    (own / "outs").chmod(0o777)
 
 
 def test_a_folder_given_for_a_list_or_a_list_for_a_folder_says_so(own: Path) -> None:

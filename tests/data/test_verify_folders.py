@@ -223,6 +223,7 @@ WRONG: dict[str, tuple[Callable[[Path], Path], str]] = {
     "nothing": (lambda root: root / "x", "x: no such folder"),
     "an empty folder": (lambda root: root, "an empty folder"),
     "begun": (begun, "x: unfinished: run the step that makes it again"),
+    "a shard begun": (lambda root: begun(root).parent, "unfinished: run the step that makes it again"),
     "a run": (run_folder, "the folder of a training run .resolved.toml is in it."),
     "a checkpoint": (checkpoint, "a checkpoint of a training run .manifest.sha256"),
     "manifests above": (three_manifests, "none itself, but above 3; name .*/a, .*/b, .*/c"),

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import errno
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from megatron_most.errors import DataError
 from megatron_most.runtime import cannot_read, ensure_new_folder, open_file, read_file, reading, require_file, writing
-from tests.closed_files import as_nobody, let_in
+from tests.closed_files import as_nobody, open_folder
 
 
 @pytest.fixture
-def closed(tmp_path: Path) -> Path:
-    let_in(tmp_path)
-    (tmp_path / "in" / "deep").mkdir(parents=True)
-    for name in ("a", "in/deep/b"):
-        (tmp_path / name).write_text("content")
-    return tmp_path
+def closed() -> Iterator[Path]:
+    with open_folder() as folder:
+        (folder / "in" / "deep").mkdir(parents=True)
+        for name in ("a", "in/deep/b"):
+            (folder / name).write_text("content")
+        yield folder
 
 
 def test_a_file_that_may_not_be_read_names_the_mode_that_keeps_us_out(closed: Path) -> None:
