@@ -132,7 +132,9 @@ class Shelf:
         wrong = []
         for step, folder in folders:
             try:
-                record = _read_together(step, folder)
+                record = read_together(folder)
+                if record.step != step:
+                    raise CheckpointError(f"{folder}: holds step {record.step}, so it is not what its name says")
                 _together(partial(verify, folder, record))
             except OtherView:
                 raise
@@ -185,12 +187,12 @@ def discard(folder: Path) -> None:
     shutil.rmtree(trash, ignore_errors=True)
 
 
-def _read_together(step: int, folder: Path) -> Record:
-    """The record that rank 0 reads, on all ranks, once they all see the folder that it sees."""
+def read_together(folder: Path) -> Record:
+    """The record that rank 0 reads, on all ranks, once they all see the folder that it sees. All ranks call it, and
+    all raise what one of them raises.
+    """
     manifest = _as_rank_0(_together(lambda: read_manifest(folder) if _is_rank_0() else b""))
     record = parse_record(folder, manifest)
-    if record.step != step:
-        raise CheckpointError(f"{folder}: holds step {record.step}, so it is not what its name says")
     _together(partial(_await_view, folder, sum_of(manifest)))
     return record
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import re
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -169,20 +168,17 @@ def _meet(launch: Launch, store: Store, timeout_s: float) -> None:
     store.set(f"here/{launch.rank}", socket.gethostname())
     everyone = [f"here/{rank}" for rank in range(launch.world_size)]
     awaited = everyone if launch.rank == 0 else ["all here"]  # a list as long as the job is asked for by one rank only
-    until = time.monotonic() + timeout_s + (0.0 if launch.rank == 0 else READ_S)
-    pause = 0.01
-    while not store.check(awaited):
-        if time.monotonic() > until:
-            if launch.rank:
-                raise LayoutError(f"rank {launch.rank} was not told within {timeout_s:g} s that all ranks had come")
-            absent = [rank for rank, key in enumerate(everyone) if not store.check([key])]
-            names = ", ".join(map(str, absent[:8])) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
-            raise LayoutError(
-                f"of {launch.world_size} ranks these have not come within {timeout_s:g} s: {names}; look at what they "
-                "print, and at their nodes"
-            )
-        time.sleep(pause)
-        pause = min(2 * pause, 0.5)
+    try:
+        store.wait(awaited, timedelta(seconds=timeout_s + (0.0 if launch.rank == 0 else READ_S)))
+    except RuntimeError as error:
+        if launch.rank:
+            raise LayoutError(f"rank {launch.rank} was not told that all ranks had come: {error}") from error
+        absent = [rank for rank, key in enumerate(everyone) if not store.check([key])]
+        names = ", ".join(map(str, absent[:8])) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
+        raise LayoutError(
+            f"of {launch.world_size} ranks these have not come within {timeout_s:g} s: {names}; look at what they "
+            "print, and at their nodes"
+        ) from error
     store.set("all here", "1")
 
 

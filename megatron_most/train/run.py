@@ -20,7 +20,7 @@ from megatron_most.checkpoint import (
     Shelf,
     TensorReader,
     find_pieces,
-    read_record,
+    read_together,
     verify_files,
 )
 from megatron_most.config import Plan, RunConfig, dump
@@ -178,7 +178,7 @@ def _start_from(path: Path, plan: Plan, session: Session) -> tuple[Path, Record]
     found = shelf.find_newest(lambda at, record: _verify_together(at, record, session))
     if found is None:
         try:
-            found = path, read_record(path)
+            found = path, read_together(path)
         except CheckpointError as error:
             wrong = f"no checkpoint there ({error})"
             raise ConfigError("checkpoint.start_from", str(path), wrong, "give a run's folder or a step's") from error
