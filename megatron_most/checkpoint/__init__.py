@@ -10,9 +10,9 @@ from megatron_most.checkpoint.pieces import Piece, divide_work, find_pieces
 from megatron_most.checkpoint.record import KINDS, Record, read_record
 from megatron_most.checkpoint.restore import LocalTensors
 from megatron_most.checkpoint.save import Saver
-from megatron_most.checkpoint.shelf import Shelf, TakenOver
+from megatron_most.checkpoint.shelf import Shelf, TakenOver, read_together
 
 __all__ = [
     "KINDS", "LocalTensors", "Piece", "Record", "Saver", "Shelf", "Snapshot", "TakenOver", "TensorReader",
-    "divide_work", "find_pieces", "read_record", "verify_files",
+    "divide_work", "find_pieces", "read_record", "read_together", "verify_files",
 ]  # fmt: skip

@@ -299,6 +299,10 @@ class TrainConfig:
     """Steps between two validations; 0 = none."""
     max_skipped: int = 10
     """Steps in a row with a gradient that is not finite before the run stops."""
+    hang_after_s: float = 900.0
+    """Seconds without progress after which the run ends and names the rank that holds it up; 0 = never. Starting, the
+    first step, saving and validating may take four times as long.
+    """
     spike_ratio: float = 0.0
     """A loss this many times the median of the last spike_window steps is a spike; after spike_steps of them in a row
     the run goes back to its last checkpoint, and on with the data that comes after the spike. 0 = never.

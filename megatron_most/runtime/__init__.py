@@ -1,9 +1,9 @@
 """Everything about processes, machines and files that knows nothing of MoST.
 
 Which rank this is (launch.py), what it computes on (device.py), how ranks meet, agree and end together (ranks.py,
-watch.py), lines, bars, clocks and files (log.py, progress.py, clock.py, files.py), what the disk refuses (disk.py), one
-writer a folder (claim.py), jobs that continue after a kill (journal.py), and work over several processes (workers.py).
-Importing this does not import torch.
+watch.py) and find out which of them hangs (pulse.py, beats.py, judge.py), lines, bars, clocks and files (log.py,
+progress.py, clock.py, files.py), what the disk refuses (disk.py), one writer a folder (claim.py, process.py), jobs that
+continue after a kill (journal.py), and work over several processes (workers.py). Importing this does not import torch.
 """
 
 from megatron_most.runtime.claim import Claim, claim
@@ -25,6 +25,7 @@ from megatron_most.runtime.journal import JOB, Journal, is_done, open_journal
 from megatron_most.runtime.launch import Launch, expand_nodelist, find_launch
 from megatron_most.runtime.log import get_logger, get_rank, quiet_upstream, redact, set_rank
 from megatron_most.runtime.progress import Meter, progress
+from megatron_most.runtime.pulse import PATIENCE, Pulse
 from megatron_most.runtime.ranks import Ranks, agree, process_group
 from megatron_most.runtime.workers import in_order, num_cores
 
@@ -32,12 +33,14 @@ __all__ = [
     "CPU_BACKEND",
     "GPU_BACKEND",
     "JOB",
+    "PATIENCE",
     "Claim",
     "Clock",
     "Device",
     "Journal",
     "Launch",
     "Meter",
+    "Pulse",
     "Ranks",
     "agree",
     "cannot_read",

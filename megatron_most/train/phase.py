@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -13,9 +14,10 @@ from megatron_most.config import dump
 from megatron_most.data import Reader, Step, Steps
 from megatron_most.engine import Engine, Session, StepReport
 from megatron_most.errors import MostError
-from megatron_most.runtime import get_logger
+from megatron_most.runtime import PATIENCE, get_logger
 from megatron_most.train.metrics import Metrics
 from megatron_most.train.schedule import batch_rows, learning_rate
+from megatron_most.train.skips import Dealing, give_up
 from megatron_most.train.state import RunState
 from megatron_most.train.stop import EXIT_STOPPED, StopRequest
 from megatron_most.train.validation import Validation
@@ -37,17 +39,17 @@ class Phase:
 
     def __init__(
         self, session: Session, engine: Engine, reader: Reader, saver: Saver, metrics: Metrics, validation: Validation,
-        state: RunState,
+        state: RunState, folder: Path,
     ) -> None:  # fmt: skip
         self.session, self.engine, self.reader, self.saver = session, engine, reader, saver
         self.metrics, self.validation, self.state = metrics, validation, state
-        self._in_a_row = 0
+        self._folder, self._first, self._in_a_row = folder, state.step, 0
         self._spike_at = state.position
 
     def run(self, stop: StopRequest) -> int:
         """To the end; the exit code. SpikeError where the run should go back to its last checkpoint."""
         config, groups, state = self.session.plan.config, self.session.groups, self.state
-        train, keep = config.train, config.checkpoint
+        train, keep, at = config.train, config.checkpoint, self.session.ranks.pulse.at
         self.validation.begin(state, self.metrics)
         rows = None
         if train.batch_counts == "rows":
@@ -62,13 +64,16 @@ class Phase:
         )
         with steps:
             while state.step < train.steps:
+                at(f"step {state.step}: data", is_own=True)
                 data = next(steps)
                 self.metrics.lap("data")
                 self._step(data)
                 is_last, alarm = state.step == train.steps, None
                 if train.validate_every and (state.step % train.validate_every == 0 or is_last):
+                    at(f"step {state.step - 1}: validation", patience=PATIENCE)
                     alarm = self.validation.run(state, self.metrics)
                     self.metrics.lap("validation")
+                at(f"step {state.step - 1}: saving", patience=PATIENCE)
                 asked = _any_rank(stop.is_asked(look=self.session.ranks.rank == 0))
                 if is_last or asked or alarm or (keep.every and state.step % keep.every == 0):
                     self._save()
@@ -89,16 +94,20 @@ class Phase:
 
     def _step(self, data: Step) -> None:
         train, state = self.session.plan.config.train, self.state
+        at = self.session.ranks.pulse.at
+        at(f"step {state.step}: engine", patience=PATIENCE if state.step == self._first else 1.0)
         rate = learning_rate(train, state.step)
         look = self.metrics.looks_at(state.step)
         report = self.engine.step(data.batches, rate, lap=self.metrics.lap, look=look)
         self.metrics.step(state.step, report, data, rate)
         self._in_a_row = self._in_a_row + 1 if report.is_skipped else 0
         if self._in_a_row > train.max_skipped:
-            raise MostError(
-                f"step {state.step}: the gradient was not finite {self._in_a_row} times in a row; the last rows held "
-                f"{self.reader.names(data.rows[:4])} and others; lower train.learning_rate, or look at these documents"
+            at(f"step {state.step}: looking for documents", patience=PATIENCE)
+            groups = self.session.groups
+            dealing = Dealing(
+                rank=groups.data.rank(), ranks=groups.data.size(), micro_batch_size=train.micro_batch_size
             )
+            give_up(state.step, self._in_a_row, data, self.reader, self.engine, dealing, self._folder)
         self._watch_loss(report, data)
         state.step, state.position, state.skipped = state.step + 1, data.after, state.skipped + report.is_skipped
 

@@ -20,7 +20,7 @@ from megatron_most.checkpoint import (
     Shelf,
     TensorReader,
     find_pieces,
-    read_record,
+    read_together,
     verify_files,
 )
 from megatron_most.config import Plan, RunConfig, dump
@@ -28,9 +28,19 @@ from megatron_most.data import Reader, ReaderState
 from megatron_most.engine import Session, make_engine, open_session
 from megatron_most.errors import CheckpointError, ConfigError, MostError
 from megatron_most.model import build_model
-from megatron_most.runtime import Claim, Launch, agree, claim, get_logger, set_threads, write_atomically
+from megatron_most.runtime import (
+    PATIENCE,
+    Claim,
+    Launch,
+    agree,
+    claim,
+    get_logger,
+    set_threads,
+    write_atomically,
+)
 from megatron_most.train.blend import open_reader
 from megatron_most.train.board import require_boards
+from megatron_most.train.data_files import prove_changed, stamp
 from megatron_most.train.forecast import describe
 from megatron_most.train.freeze import freeze
 from megatron_most.train.metrics import Metrics
@@ -52,6 +62,7 @@ def run_training(config: RunConfig, launch: Launch | None = None) -> int:
     with open_session(config, launch) as session, ExitStack() as stack:
         if session.device.kind == "cpu" and session.plan.config.model.hidden_size < _GAINS_FROM_THREADS:
             set_threads(1)
+        session.ranks.pulse.at("opening the data", patience=PATIENCE)
         require_boards(config.telemetry)
         reader = open_reader(session.plan)
         shelf = Shelf(folder / "checkpoints")
@@ -82,12 +93,15 @@ def _open_phase(
     whose data is left out.
     """
     plan, config = session.plan, session.plan.config
+    session.ranks.pulse.at("starting", patience=PATIENCE)
+    _require_own(own)
     found = shelf.find_newest(lambda path, record: _verify_together(path, record, session))
     model = build_model(plan, session.groups, session.device.torch_device)
     pieces = find_pieces(model, plan.moe.expert_at if plan.moe else ())
     state, source, moments_of = RunState(), found, found
     if found is not None:
         state = _resume(found, config, reader)
+        prove_changed(config, state.files, session.ranks.rank, session.ranks.world_size)
     elif config.checkpoint.start_from:
         source = _start_from(Path(config.checkpoint.start_from), plan, session)
         moments_of = source if config.checkpoint.keep_optimizer else None
@@ -95,6 +109,7 @@ def _open_phase(
             wrong, remedy = f"{source[0]} holds no optimizer state", "leave it out: the moments begin at zero"
             raise ConfigError("checkpoint.keep_optimizer", True, wrong, remedy)
         state.base = source[1].training.get("loop", {}).get("base")
+    state.files = stamp(config) if session.ranks.rank == 0 else {}  # who writes the checkpoint's manifest
     tensors = LocalTensors(TensorReader(*source), pieces) if source is not None else None
     if tensors is not None:
         tensors.fill(model)
@@ -110,7 +125,7 @@ def _open_phase(
     saver = Saver(shelf, pieces, own, keep=config.checkpoint.keep, versions=find_versions())
     metrics = Metrics(session, engine, reader.task_names, folder, state.step, began)
     validation = Validation(folder, plan, session.groups, engine, reader)
-    return Phase(session, engine, reader, saver, metrics, validation, state)
+    return Phase(session, engine, reader, saver, metrics, validation, state, folder)
 
 
 @contextmanager
@@ -127,6 +142,17 @@ def _claimed(shelf: Shelf, session: Session) -> Iterator[Claim | None]:
                 wrong = error
         agree(wrong)
         yield own
+
+
+def _require_own(own: Claim | None) -> None:
+    """All ranks end where a newer attempt has taken the run over: what is next would change files of its."""
+    wrong = None
+    if own is not None:
+        try:
+            own.check()
+        except MostError as error:
+            wrong = error
+    agree(wrong)
 
 
 def _verify_together(path: Path, record: Record, session: Session) -> None:
@@ -152,7 +178,7 @@ def _start_from(path: Path, plan: Plan, session: Session) -> tuple[Path, Record]
     found = shelf.find_newest(lambda at, record: _verify_together(at, record, session))
     if found is None:
         try:
-            found = path, read_record(path)
+            found = path, read_together(path)
         except CheckpointError as error:
             wrong = f"no checkpoint there ({error})"
             raise ConfigError("checkpoint.start_from", str(path), wrong, "give a run's folder or a step's") from error

@@ -217,7 +217,7 @@ def test_of_many_that_race_for_a_dead_claim_exactly_one_gets_it(tmp_path: Path) 
         except DataError:
             pass
 
-    (tmp_path / ".claim-000001").write_text(json.dumps({**claims._this_process(), "process": 4_000_000, "started": 5}))
+    (tmp_path / ".claim-000001").write_text(json.dumps({**claims.this_process(), "process": 4_000_000, "started": 5}))
     racers = [start(lambda number=number: race(number)) for number in range(8)]
     for racer in racers:
         racer.join()

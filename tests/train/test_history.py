@@ -65,6 +65,21 @@ def test_what_a_kill_or_a_power_cut_has_torn_is_taken_away(tmp_path: Path, torn:
     assert path.read_text().startswith(whole) and [line["step"] for line in lines(path)] == [0, 0, 1, 2]
 
 
+def test_an_attempt_that_wakes_after_a_newer_one_changes_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    older = begin(path, 0)
+    older.append(step(0))
+    newer = begin(path, 1)
+    newer.append(step(1))
+    before = path.read_bytes()
+    older.append(step(1))
+    older.close()
+    assert path.read_bytes() == before and [line["step"] for line in lines(path)] == [0, 0, 1, 1]
+    newer.append(step(2))
+    newer.close()
+    assert [line["step"] for line in lines(path)] == [0, 0, 1, 1, 2]
+
+
 def test_a_skipped_step_learns_nothing_and_what_is_not_finite_is_null(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     history = begin(path, 0)
