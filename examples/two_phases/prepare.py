@@ -76,7 +76,7 @@ def write_recipes(out: Path) -> None:
     """The shipped miniatures of both phases, with these datasets filled in."""
     folder = out.resolve()
     tokens = f'[tokens]\nbackbone = "file"\nfile = "{folder}/tokenizer/token_map.json"\n'
-    samples = f'\n[samples]\ncount = 2\ntokens = 32\ntokenizer = "{folder}/tokenizer"\n'
+    samples = f'\n[samples]\ncount = 2\ntokens = 24\ntokenizer = "{folder}/tokenizer"\n'
     gate = f'\n[forgetting]\nvalid = ["{folder}/text-lm/valid"]\nlimit = 0.5\n'
     for phase, tasks in {
         "stage1": ("asr", "tts", "text-lm"),
