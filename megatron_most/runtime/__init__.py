@@ -23,7 +23,7 @@ from megatron_most.runtime.disk import cannot_read, cannot_write, open_file, rea
 from megatron_most.runtime.files import confine, ensure_new_folder, sha256_file, sync_folder, write_atomically
 from megatron_most.runtime.journal import JOB, Journal, is_done, open_journal
 from megatron_most.runtime.launch import Launch, expand_nodelist, find_launch
-from megatron_most.runtime.log import get_logger, get_rank, quiet_upstream, redact, set_rank
+from megatron_most.runtime.log import get_logger, get_rank, printable, quiet_upstream, redact, set_rank
 from megatron_most.runtime.progress import Meter, progress
 from megatron_most.runtime.pulse import PATIENCE, Pulse
 from megatron_most.runtime.ranks import Ranks, agree, process_group
@@ -60,6 +60,7 @@ __all__ = [
     "num_devices",
     "open_file",
     "open_journal",
+    "printable",
     "process_group",
     "progress",
     "quiet_upstream",
