@@ -20,7 +20,14 @@ from megatron_most.runtime.device import (
     set_threads,
 )
 from megatron_most.runtime.disk import cannot_read, cannot_write, open_file, read_file, reading, require_file, writing
-from megatron_most.runtime.files import confine, ensure_new_folder, sha256_file, sync_folder, write_atomically
+from megatron_most.runtime.files import (
+    confine,
+    ensure_new_folder,
+    json_lines,
+    sha256_file,
+    sync_folder,
+    write_atomically,
+)
 from megatron_most.runtime.journal import JOB, Journal, is_done, open_journal
 from megatron_most.runtime.launch import Launch, expand_nodelist, find_launch
 from megatron_most.runtime.log import get_logger, get_rank, printable, quiet_upstream, redact, set_rank
@@ -56,6 +63,7 @@ __all__ = [
     "get_rank",
     "in_order",
     "is_done",
+    "json_lines",
     "num_cores",
     "num_devices",
     "open_file",

@@ -89,7 +89,8 @@ def svg(figure: Figure, name: str) -> Any:
     import matplotlib
     from markupsafe import Markup
 
-    matplotlib.rcParams["svg.hashsalt"] = name  # ids within it are then its own, and the same each time
+    # Ids within it are then its own, and the same each time.
+    matplotlib.rcParams["svg.hashsalt"] = name.encode(errors="backslashreplace").decode()
     file = io.StringIO()
     figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
     text = file.getvalue()
