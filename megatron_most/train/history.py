@@ -6,13 +6,16 @@
     {"ended": 2, "step": 9, "at": ..., ...}       the attempt ended after 9 steps, by itself; a killed one says nothing
 
 `at` is the time of day in seconds. Opening the file for an attempt that begins at step n takes away what later steps
-left there, for they are taken again, and a line that a kill has torn.
+left there, for they are taken again, and a line that a kill has torn. It makes a new file of it: an older attempt that
+seemed dead and wakes writes into the old one, which has no name any more.
 """
 
 from __future__ import annotations
 
 import json
 import math
+import os
+import shutil
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -35,9 +38,15 @@ class History:
         self.productive = 0.0
         """Seconds of the steps that count; see productive_seconds."""
         try:
-            path.touch()
-            with open(path, "r+b") as file:
+            draft = path.with_name(f".{path.name}.draft")
+            draft.unlink(missing_ok=True)
+            if path.exists():
+                shutil.copyfile(path, draft)
+            else:
+                draft.touch()
+            with open(draft, "r+b") as file:
                 self._cut(file, first)
+            os.replace(draft, path)
             self._file = open(path, "a", buffering=1, encoding="utf-8")
         except OSError as error:
             raise cannot_write(path.parent, error) from error
