@@ -248,9 +248,7 @@ class TelemetryConfig:
     """What a run tells beside a line a step in metrics.jsonl; none of it changes what is learnt."""
 
     every: int = 10
-    """Steps between two looks: gradient norms by part, load of the experts, memory; 0 = none. Loads count all tokens
-    since the last look.
-    """
+    """Steps between two looks: gradient norms by part, memory, the experts' load since the last look; 0 = none."""
     tensorboard: bool = True
     """Write the same numbers for TensorBoard, into the run's folder."""
     wandb: bool = False

@@ -1,14 +1,12 @@
 """One HTML file that shows what is in datasets: numbers, plots, origins, and a few utterances to hear.
 
 In: DatasetStats, examples found by a hash of utterance ids, hours of speakers. Out: a page that loads nothing from
-anywhere: sounds and plots are inside it, and its own policy forbids requests. Every name is hostile until escaped: the
-template escapes all. Equal inputs give equal bytes.
+anywhere: sounds and plots are inside it. Equal inputs give equal bytes.
 """
 
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 import wave
 from collections.abc import Sequence
@@ -18,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from megatron_most.data.dataset import Source
-from megatron_most.data.stats import DatasetStats, SpeakerHours, facts, percent, printable, short, span
+from megatron_most.data.stats import DatasetStats, SpeakerHours, facts, percent, short, span
 from megatron_most.data.stats_examples import Example, find_examples
-from megatron_most.data.stats_plots import draw_bars, draw_example, draw_plots, drawing
-from megatron_most.errors import DataError, UpstreamError
-from megatron_most.runtime import write_atomically
+from megatron_most.data.stats_plots import draw_bars, draw_example, draw_plots
+from megatron_most.runtime import page
+from megatron_most.runtime.drawing import drawing
 
 __all__ = ["TEMPLATE", "Example", "find_examples", "require_page", "write_page"]
 
@@ -32,13 +30,7 @@ _MOST_SPEAKERS = 10
 
 def require_page(out: Path) -> None:
     """Raise where no page could be written: better before hours of counting than after."""
-    if missing := [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]:
-        raise UpstreamError(
-            f"{' and '.join(missing)}: not installed, but the page needs it; install it with "
-            "`pip install megatron-most[data]`, or leave out --out to see the numbers only"
-        )
-    if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
-        raise DataError(f"{out}: not a name for a page; give --out a file name that ends in .html")
+    page.require_page(out, "or leave out --out to see the numbers only")
 
 
 def write_page(
@@ -47,7 +39,9 @@ def write_page(
     """Write the page; one that is there is replaced."""
     require_page(out)
     with drawing():
-        page = _render(
+        page.write_page(
+            out,
+            TEMPLATE,
             title=" · ".join(one.name for one in stats),
             tiles=_tiles(stats),
             facts=_side_by_side(stats),
@@ -57,25 +51,6 @@ def write_page(
             stats=stats,
             sources=_sources(stats),
         )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, page)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written: {error.strerror or error}; choose another place") from error
-
-
-def _render(**values: Any) -> str:
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) or not isinstance(value, str) else printable(value),
-    )
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**values)
 
 
 def _tiles(stats: Sequence[DatasetStats]) -> list[tuple[str, str]]:

@@ -20,10 +20,17 @@ from megatron_most.runtime.device import (
     set_threads,
 )
 from megatron_most.runtime.disk import cannot_read, cannot_write, open_file, read_file, reading, require_file, writing
-from megatron_most.runtime.files import confine, ensure_new_folder, sha256_file, sync_folder, write_atomically
+from megatron_most.runtime.files import (
+    confine,
+    ensure_new_folder,
+    json_lines,
+    sha256_file,
+    sync_folder,
+    write_atomically,
+)
 from megatron_most.runtime.journal import JOB, Journal, is_done, open_journal
 from megatron_most.runtime.launch import Launch, expand_nodelist, find_launch
-from megatron_most.runtime.log import get_logger, get_rank, quiet_upstream, redact, set_rank
+from megatron_most.runtime.log import get_logger, get_rank, printable, quiet_upstream, redact, set_rank
 from megatron_most.runtime.progress import Meter, progress
 from megatron_most.runtime.pulse import PATIENCE, Pulse
 from megatron_most.runtime.ranks import Ranks, agree, process_group
@@ -56,10 +63,12 @@ __all__ = [
     "get_rank",
     "in_order",
     "is_done",
+    "json_lines",
     "num_cores",
     "num_devices",
     "open_file",
     "open_journal",
+    "printable",
     "process_group",
     "progress",
     "quiet_upstream",

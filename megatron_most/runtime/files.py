@@ -8,9 +8,12 @@ folder they belong to before they are opened.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from megatron_most.errors import DataError
 from megatron_most.runtime.disk import writing
@@ -48,6 +51,18 @@ def sha256_file(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hexadecimal."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def json_lines(file: BinaryIO) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """(as it stands, what it says) of each line of a file of JSON objects, up to one that a kill has torn."""
+    for raw in file:
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            return
+        if not raw.endswith(b"\n") or not isinstance(line, dict):
+            return
+        yield raw, line
 
 
 def confine(root: Path | str, relative: Path | str) -> Path:

@@ -16,11 +16,10 @@ import json
 import math
 import os
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megatron_most.errors import DataError
+from megatron_most.runtime import cannot_write, json_lines
 
 FILE = "metrics.jsonl"
 Line = dict[str, Any]
@@ -50,14 +49,14 @@ class History:
             os.replace(draft, path)
             self._file = open(path, "a", buffering=1, encoding="utf-8")
         except OSError as error:
-            raise DataError(f"{path}: cannot be written ({error.strerror or error})") from error
+            raise cannot_write(path.parent, error) from error
 
     def append(self, line: Line) -> None:
         """Add a line; it is on its way to the disk when this returns."""
         try:
             self._file.write(json.dumps(_finite(line), separators=(",", ":"), allow_nan=False) + "\n")
         except OSError as error:
-            raise DataError(f"{self.path}: cannot be written ({error.strerror or error}); make room") from error
+            raise cannot_write(self.path.parent, error) from error
 
     def close(self) -> None:
         self._file.close()
@@ -65,7 +64,9 @@ class History:
     def _cut(self, file: BinaryIO, first: int) -> None:
         """Leave what is true when step `first` is next, and count it."""
         end, cut_at, later = 0, None, []
-        for raw, line in read_lines(file):
+        for raw, line in json_lines(file):
+            if type(line.get("step")) is not int:
+                break
             is_true = "attempt" in line or "ended" in line
             if not is_true:
                 # One that was taken just before a checkpoint is not made again after it; before the first step it is.
@@ -84,18 +85,6 @@ class History:
         file.seek(end if cut_at is None else cut_at)
         file.write(b"".join(later))
         file.truncate()
-
-
-def read_lines(file: BinaryIO) -> Iterator[tuple[bytes, Line]]:
-    """(as it stands, what it says) of each line, up to one that is torn."""
-    for raw in file:
-        try:
-            line = json.loads(raw)
-        except ValueError:
-            return
-        if not raw.endswith(b"\n") or not isinstance(line, dict) or type(line.get("step")) is not int:
-            return
-        yield raw, line
 
 
 def step_seconds(line: Line) -> float:

@@ -3,7 +3,8 @@ others take part in what has to be gathered.
 
 A line's times are those since the line before: a checkpoint or a validation between two steps is told with the second.
 They add up to `seconds`. Tokens per second and the MFU are over the step without these two. Some steps are looked at
-more closely (telemetry.every): gradient norms by part of the model, the experts' load since the last look, memory.
+more closely (telemetry.every): gradient norms by part of the model, memory, the experts' load since the last look, and
+their groups' mass and entropy in this step.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ import torch.distributed as dist
 from megatron_most.config import count_flops, count_parameters
 from megatron_most.data import Step
 from megatron_most.engine import Engine, Session, StepReport
-from megatron_most.moe import LayerTelemetry, collect, routers
+from megatron_most.moe import LayerTelemetry, collect, measure_closely, routers
 from megatron_most.runtime import Clock, agree, get_logger
 from megatron_most.train.board import Board, flat_numbers, open_boards
 from megatron_most.train.console import console_line
@@ -60,6 +61,7 @@ class Metrics:
             except Exception as error:  # agree() raises it again, on every rank
                 wrong = error
         agree(wrong)
+        measure_closely(self._routers, self.looks_at(first))
         self._clock = Clock(session.device)
 
     def _open(self, folder: Path, first: int, began: float) -> History:
@@ -102,6 +104,7 @@ class Metrics:
         if self._history is not None:
             self._tell(self._history, step, report, data, learning_rate, times, seen)
         self._done = step + 1
+        measure_closely(self._routers, self.looks_at(step + 1))
         self.lap("telemetry")
 
     def _look(self, report: StepReport) -> Line:
@@ -180,7 +183,7 @@ class Metrics:
 
 
 def _compact(layers: Sequence[LayerTelemetry]) -> dict[str, Any]:
-    """A row a layer, a column a group; null where a group had no tokens."""
+    """A row a layer, a column a group; null where a group had no tokens, or none while it was measured."""
     seen = [[group if group.num_tokens else None for group in layer.groups] for layer in layers]
 
     def rows(of: Any) -> list[list[Any]]:
@@ -192,7 +195,7 @@ def _compact(layers: Sequence[LayerTelemetry]) -> dict[str, Any]:
         "tokens": layers[0].tokens_per_tag,
         "load": rows(lambda group: round(group.load_max_over_mean, 4)),
         "dead": rows(lambda group: len(group.dead_experts)),
-        "mass": rows(lambda group: round(group.in_group_mass, 4)),
-        "entropy": rows(lambda group: round(group.entropy, 4)),
+        "mass": rows(lambda group: round(group.in_group_mass, 4) or None),
+        "entropy": rows(lambda group: round(group.entropy, 4) if group.in_group_mass else None),
         "balance": [round(layer.balance_loss, 4) for layer in layers],
     }

@@ -51,6 +51,7 @@ class Phase:
         config, groups, state = self.session.plan.config, self.session.groups, self.state
         train, keep, at = config.train, config.checkpoint, self.session.ranks.pulse.at
         self.validation.begin(state, self.metrics)
+        self.metrics.lap("validation")
         rows = None
         if train.batch_counts == "rows":
             rows = (batch_rows(train, step) for step in itertools.count(state.step))

@@ -17,6 +17,7 @@ from megatron_most.engine import make_engine, make_plan, open_groups
 from megatron_most.errors import ConfigError
 from megatron_most.model import build_model, part_names
 from megatron_most.moe import collect, routers
+from megatron_most.report import read_run
 from megatron_most.runtime import Ranks
 from megatron_most.train import board
 from megatron_most.train.metrics import Metrics
@@ -157,6 +158,17 @@ def read_tensorboard(folder: Path) -> dict[str, list[tuple[int, float]]]:
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     return {tag: [(e.step, e.value) for e in events.Scalars(tag)] for tag in events.Tags()["scalars"]}
+
+
+def test_a_report_reads_what_a_run_tells(told: tuple[Path, dict[str, Any]]) -> None:
+    folder, run = told
+    found = read_run(folder)
+    assert found.series["loss"].values.tolist() == [report.loss for report in run["reports"]]
+    assert found.series["norms/head"].steps.tolist() == [0, 2, 4, 5]
+    names = {"loss/text", "task/asr", "mfu", "times/optimizer", "memory/process", "tokens_per_second", "effective"}
+    assert names <= set(found.series)
+    assert found.experts is not None and found.experts.tables["mass", "audio"].shape == (4, 3)
+    assert [(one.line["step"], one.last["step"], one.is_ended) for one in found.attempts] == [(0, STEPS, True)]
 
 
 def test_nothing_is_measured_that_nobody_asked_for(tmp_path: Path) -> None:
