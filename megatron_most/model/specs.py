@@ -23,6 +23,7 @@ def block_spec(config: TransformerConfig, plan: Plan) -> Any:
     for layer in spec.layer_specs:  # layers of one kind share a spec object: the edits are idempotent
         layer.submodules.input_layernorm = RMSNorm
         layer.submodules.pre_mlp_layernorm = RMSNorm
+        layer.submodules.sharded_state_dict_keys_map = {}  # else norms of dense and GQA layers have other names
         attention = layer.submodules.self_attention
         attention.submodules.core_attention = SdpaAttention
         if plan.config.model.attention == "mla":
