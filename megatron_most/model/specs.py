@@ -28,6 +28,8 @@ def block_spec(config: TransformerConfig, plan: Plan) -> Any:
         attention.submodules.core_attention = SdpaAttention
         if plan.config.model.attention == "mla":
             attention.module = MendedMLA
+        if plan.config.model.qk_norm:
+            attention.submodules.q_layernorm = attention.submodules.k_layernorm = RMSNorm
         mlp = submodules_of(layer.submodules.mlp)
         if plan.moe is not None and hasattr(mlp, "router"):
             mlp.router = functools.partial(ModalityRouter, plan=plan.moe)

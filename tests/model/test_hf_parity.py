@@ -1,4 +1,5 @@
-"""With modality routing off, our model is transformers' DeepseekV2ForCausalLM, and its dense twin is LlamaForCausalLM.
+"""With modality routing off, our model is transformers' DeepseekV2ForCausalLM, its dense twin is LlamaForCausalLM, and
+with normed heads and no shared experts it is Qwen3MoeForCausalLM.
 
 Random weights with a wide spread (0.2), so that a wrong detail shows; YaRN is on. Logits within 1e-4 absolute and
 relative, as fp32 leaves them; the same experts wherever the choice is not a tie.
@@ -64,6 +65,25 @@ def llama() -> torch.nn.Module:
     return spread(LlamaForCausalLM(config))
 
 
+def qwen3_moe() -> torch.nn.Module:
+    """A twin of most-tiny-upcycled with other settings: normed heads, no shared experts, a dense layer, plain rope."""
+    from transformers import Qwen3MoeConfig, Qwen3MoeForCausalLM
+
+    config = Qwen3MoeConfig(
+        vocab_size=72, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-5, max_position_embeddings=2560, num_experts=8,
+        num_experts_per_tok=2, moe_intermediate_size=32, norm_topk_prob=True, mlp_only_layers=[1],
+        rope_parameters={"rope_type": "default", "rope_theta": 1e6},
+    )  # fmt: skip
+    return spread(Qwen3MoeForCausalLM(config))
+
+
+QWEN3 = {
+    "model.qk_norm": True, "model.tied_embeddings": False, "model.rope": "plain", "model.rope_theta": 1e6,
+    "moe.dense_layers": [1], "moe.expert_hidden_size": 32, "moe.shared_hidden_size": 0,
+}  # fmt: skip
+
+
 def spread(model: torch.nn.Module) -> torch.nn.Module:
     torch.manual_seed(0)
     for name, weight in model.named_parameters():
@@ -83,6 +103,11 @@ def test_logits_are_those_of_transformers_deepseek_on_two_tensor_ranks() -> None
 
 def test_logits_are_those_of_transformers_llama() -> None:
     compare(llama(), "most-tiny-dense", {}, 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_logits_and_experts_are_those_of_transformers_qwen3_moe(ranks: int) -> None:
+    compare(qwen3_moe(), "most-tiny-upcycled", {**OFF, **QWEN3, "layout.tensor": ranks}, ranks)
 
 
 def test_the_comparison_notices_a_wrong_detail() -> None:
