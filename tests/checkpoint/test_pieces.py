@@ -207,7 +207,7 @@ def change(record: Record, **changes: Any) -> Record:
         ({"start": (9,)}, "t: the 1 pieces of it, with 2 numbers, do not fill its shape"),
         ({"dtype": "float64"}, "is of torch.float32, not float64"),
         ({"shape": (1,)}, r"k0 has shape \[2\], not \[1\]"),
-        ({"key": "k7"}, "k7 cannot be read"),
+        ({"key": "k7"}, "k7 is not in it"),
         ({"file": "../out.safetensors"}, "outside of it"),
         ({"file": "/out.safetensors"}, "outside of it"),
         ({"file": "link.safetensors"}, "outside of it"),
