@@ -48,10 +48,10 @@ class Settings:
         value = self._values.get(name)
         return default if value is None else value
 
-    def integer(self, name: str, default: Any = _REQUIRED, least: int = 1) -> Any:
+    def integer(self, name: str, default: Any = _REQUIRED, least: int = 1, most: int = 10**9) -> Any:
         value = self._given(name, default)
-        if value is not default and (type(value) is not int or value < least):
-            raise self.wrong(name, f"is no whole number from {least} on")
+        if value is not default and (type(value) is not int or not least <= value <= most):
+            raise self.wrong(name, f"is no whole number from {least} to {most}")
         return value
 
     def number(self, name: str, default: Any = _REQUIRED, above: float = -math.inf) -> Any:

@@ -14,7 +14,7 @@ TABLE = (*FRAME, *MLA, *DENSE, *EXPERTS, *OWN_BUFFERS)
 
 def read(settings: Settings) -> fields.Changes:
     settings.one_of("norm_topk_prob", [False], False)  # transformers ignores it, DeepSeek's own code does not
-    experts = settings.integer("n_routed_experts")
+    experts = settings.integer("n_routed_experts", most=fields.MOST_EXPERTS)
     return {
         **fields.read_frame(settings), **fields.read_mla(settings), **read_experts(settings),
         **fields.without_modalities(experts),
@@ -29,11 +29,11 @@ def read_experts(settings: Settings) -> fields.Changes:
     limited = settings.one_of("topk_method", ["greedy", "group_limited_greedy"], "greedy") != "greedy"
     runs, kept = (settings.integer(name, None) for name in ("n_group", "topk_group"))
     return {
-        "moe.num_experts": settings.integer("n_routed_experts"),
+        "moe.num_experts": settings.integer("n_routed_experts", most=fields.MOST_EXPERTS),
         "moe.top_k": settings.integer("num_experts_per_tok"),
         "moe.expert_hidden_size": width,
         "moe.shared_hidden_size": width * settings.integer("n_shared_experts", 0, least=0),
-        "moe.dense_layers": list(range(settings.integer("first_k_dense_replace", 0, least=0))),
+        "moe.dense_layers": list(range(settings.integer("first_k_dense_replace", 0, least=0, most=fields.MOST_LAYERS))),
         "moe.scale": settings.number("routed_scaling_factor", 1.0, above=0),
         "moe.routing_groups": runs if limited else None,
         "moe.routing_groups_kept": kept if limited else None,

@@ -10,6 +10,7 @@ from megatron_most.convert.settings import Settings
 from megatron_most.errors import CheckpointError
 
 Changes = dict[str, Any]
+MOST_LAYERS, MOST_EXPERTS = 10**4, 10**5  # beyond these a slip eats the machine before anything can refuse it
 EVERYTHING = "text+audio+wave"  # one group for all tags: no modality shows
 
 
@@ -21,7 +22,7 @@ def read_frame(settings: Settings) -> Changes:
     settings.integer("vocab_size")  # which the token map is compared with
     return {
         "model.hidden_size": settings.integer("hidden_size"),
-        "model.num_layers": settings.integer("num_hidden_layers"),
+        "model.num_layers": settings.integer("num_hidden_layers", most=MOST_LAYERS),
         "model.num_heads": settings.integer("num_attention_heads"),
         "model.dense_hidden_size": settings.integer("intermediate_size"),
         "model.norm_eps": settings.number("rms_norm_eps", 1e-6, above=0),

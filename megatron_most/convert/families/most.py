@@ -67,7 +67,7 @@ def _read_groups(settings: Settings) -> fields.Changes:
         except (TypeError, KeyError, IndexError) as error:
             raise settings.wrong("expert_groups", f"not readable as groups ({error!r})") from error
     if not routed:
-        return fields.without_modalities(settings.integer("n_routed_experts"))
+        return fields.without_modalities(settings.integer("n_routed_experts", most=fields.MOST_EXPERTS))
     for name, experts in lists.items():
         if not experts:
             raise settings.wrong(f"{name}_expert_indices", "is empty, but use_modality_aware_routing is on")

@@ -15,8 +15,10 @@ TABLE = (*FRAME, *GQA, *DENSE, *EXPERTS, *OWN_BUFFERS)
 def read(settings: Settings) -> fields.Changes:
     settings.one_of("use_sliding_window", [False], False)
     settings.get("sliding_window"), settings.get("max_window_layers")  # of no effect without it
-    experts = settings.integer("num_experts", None) or settings.integer("num_local_experts")
-    layers, every = settings.integer("num_hidden_layers"), settings.integer("decoder_sparse_step", 1)
+    name = "num_local_experts" if settings.get("num_experts") is None else "num_experts"
+    experts = settings.integer(name, most=fields.MOST_EXPERTS)
+    layers = settings.integer("num_hidden_layers", most=fields.MOST_LAYERS)
+    every = settings.integer("decoder_sparse_step", 1)
     dense = set(settings.integers("mlp_only_layers") or []) | {n for n in range(layers) if (n + 1) % every}
     if (normalised := settings.flag("norm_topk_prob", False)) and settings.integer("num_experts_per_tok") == 1:
         raise settings.wrong("norm_topk_prob", "a single expert's weight is not normalised to 1 here")
