@@ -4,6 +4,8 @@
 .DEFAULT_GOAL := help
 .PHONY: help env demo test check bench test-gpu clean
 
+WORKERS ?= 2
+
 # The environment's programs come first on PATH: torch looks there for ninja when it compiles.
 RUN := PATH="$(CURDIR)/.venv/bin:$$PATH" .venv/bin/python
 
@@ -22,8 +24,8 @@ env:  ## set .venv up from the lock in requirements/, when missing or stale
 demo: env  ## the whole pipeline in miniature
 	@$(RUN) examples/quickstart/demo.py $(ARGS)
 
-test: env  ## all tests
-	@$(RUN) -m pytest -q --durations=10 $(ARGS)
+test: env  ## all tests, in WORKERS processes
+	@$(RUN) -m pytest -q -n $(WORKERS) --dist loadfile --durations=10 $(ARGS)
 
 check: env  ## style, types and the rules of the house
 	@$(RUN) -m ruff check .

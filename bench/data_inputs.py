@@ -21,14 +21,17 @@ from typing import Any
 import numpy as np
 
 from megatron_most.data.build import BuildInputs, BuildOptions, build
+from megatron_most.data.document import DocumentRuns, Run
+from megatron_most.data.index_format import BIN, IDX
+from megatron_most.data.index_writer import encode_documents, write_index
 from megatron_most.data.manifest import Manifest, open_manifest
 from megatron_most.data.manifest_writer import ManifestWriter
 from megatron_most.data.templates import load_templates
 from megatron_most.data.tokenizer import TextTokenizer, fit_tokenizer, load_tokenizer, token_map_for
-from megatron_most.data.unit_set import ARRAYS, FILES, HEADER, UnitHeader, UnitSet, open_units
+from megatron_most.data.unit_set import ARRAYS, HASHED, HEADER, UnitHeader, UnitSet, open_units
 from megatron_most.runtime import sha256_file, write_atomically
 from megatron_most.speech import CodecIdentity
-from megatron_most.vocab import TokenMap
+from megatron_most.vocab import TEXT, TokenMap
 
 NUM_UNITS, RATE, FRAME_S = 500, 16000, 0.04
 PACKAGES = ("torch", "scipy", "transformers", "numpy")
@@ -128,6 +131,7 @@ class Inputs:
             (folder / name).write_bytes(column.astype(kind).tobytes())
         (folder / "ids.txt").write_text("".join(f"{_cut_id(number)}\n" for number in range(len(counts))))
         (folder / "rejects.jsonl").touch()
+        (folder / "job.json").write_text("{}\n")
         header = UnitHeader(
             codec=CodecIdentity("made-up-25hz-500", "c" * 64, NUM_UNITS, RATE, FRAME_S),
             manifest_sha256=head.sha256,
@@ -140,7 +144,7 @@ class Inputs:
             utterances=head.rows,
             units=sum(counts),
             seconds=head.seconds,
-            files={name: ((folder / name).stat().st_size, sha256_file(folder / name)) for name in FILES},
+            files={name: ((folder / name).stat().st_size, sha256_file(folder / name)) for name in HASHED},
         )
         write_atomically(folder / HEADER, header.to_json())
         return open_units(folder)
@@ -170,6 +174,20 @@ class Inputs:
             tokenizer=tokenizer,
             templates=load_templates("chat"),
         )
+
+    @functools.cached_property
+    def short_texts(self) -> Path:
+        """Documents of 10 to 60 ids below 2^16: what is read then costs the least, and the way to it most."""
+        folder, draw = self.folder / "short", np.random.default_rng(0)
+        folder.mkdir()
+        texts = [draw.integers(0, 30_000, size).astype(np.int32) for size in draw.integers(10, 60, self.scale.reads)]
+        documents = [DocumentRuns(f"{number}", (Run(ids, TEXT, True),)) for number, ids in enumerate(texts)]
+        encoded = encode_documents(documents, np.uint16)
+        columns = {BIN: encoded.tokens, "lengths": encoded.lengths, "modes": encoded.modes, "counts": encoded.counts}
+        for name, data in columns.items():
+            (folder / name).write_bytes(data)
+        write_index(folder / IDX, *(folder / name for name in ("lengths", "modes", "counts")), np.uint16)
+        return folder
 
     @functools.cache  # noqa: B019 - lives as long as the run
     def dataset(self, task: str) -> Path:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from megatron_most.data.card import write_card
-from megatron_most.data.dataset import DatasetInfo, Source, dtype_for, load_info
+from megatron_most.data.dataset import DATA, DatasetInfo, Source, dtype_for, facts_of, load_info, save_dataset
 from megatron_most.data.document import DocumentRuns, Run
-from megatron_most.data.indexed import encode_documents, write_index
+from megatron_most.data.index_writer import encode_documents, write_index
+from megatron_most.data.seal import SEAL, sealed
 from megatron_most.data.tokenizer import TokenizerIdentity
-from megatron_most.runtime import sha256_file
 from megatron_most.speech import CodecIdentity
 from megatron_most.vocab import AUDIO, TAG_NAMES, TEXT, TokenMap, tiny_token_map
 
@@ -80,23 +79,26 @@ def write_dataset(
         trained_tokens=sum(len(run.ids) for run in runs if run.is_trained),
         longest=max((document.length for document in documents), default=0),
         seconds=float(len(documents)),
-        files={name: _facts(folder / name) for name in ("tokens.bin", "tokens.idx", *list(files)[1:])},
+        files=facts_of(folder, DATA),
         provenance=(SOURCE,),
         rejects={reason: list(rejects).count(reason) for reason in dict.fromkeys(rejects)},
         overlaps={"test set": 0},
         options={"shard": list(shard), "part": "all", "hold_out": 0.0},
     )
-    info = replace(info, **changes)
-    (folder / "README.md").write_text(write_card(info))
-    info.save(folder)
+    (folder / "job.json").write_text("{}\n")
+    save_dataset(replace(info, **changes), folder)
     return folder
 
 
 def sign_again(folder: Path) -> None:
     """Let `dataset.json` name the sizes and hashes that the files have now: what hashes cannot find is left to find."""
     info = load_info(folder)
-    replace(info, files={name: _facts(folder / name) for name in info.files}).save(folder)
+    replace(info, files=facts_of(folder, info.files)).save(folder)
 
 
-def _facts(path: Path) -> tuple[int, str]:
-    return path.stat().st_size, sha256_file(path)
+def edit_record(path: Path, change: Callable[[dict[str, Any]], object]) -> None:
+    """Change what a record says and seal it again: then only what it says can give the change away."""
+    values = json.loads(path.read_text())
+    del values[SEAL]
+    change(values)
+    path.write_text(sealed(values))

@@ -72,6 +72,7 @@ def run_ranks(
     backend: str = CPU_BACKEND,
     timeout: float = 120.0,
     meet: Literal["file", "tcp"] = "file",
+    hang_after_s: float = 0.0,
 ) -> list[Any]:
     """Call `body(ranks, *args)` on each rank, inside its process group, and return the results in rank order.
 
@@ -83,14 +84,15 @@ def run_ranks(
     if not on_gpu:
         warm()
     context: Any = multiprocessing.get_context("spawn" if on_gpu else "fork")
+    limits = (timeout, hang_after_s)
     with tempfile.TemporaryDirectory(prefix="ranks-") as name:
         folder = Path(name)
-        where = {"store_file": folder / "store"} if meet == "file" else {"port": _free_port()}
+        where = {"store_file": folder / "store"} if meet == "file" else {"port": free_port()}
         ranks = [
             Launch(rank=r, world_size=world_size, local_rank=r, local_world_size=world_size, **where)
             for r in range(world_size)
         ]
-        processes = [context.Process(target=_be, args=(rank, on_gpu, timeout, folder, body, args)) for rank in ranks]
+        processes = [context.Process(target=_be, args=(rank, on_gpu, limits, folder, body, args)) for rank in ranks]
         try:
             for process in processes:
                 process.start()
@@ -149,7 +151,9 @@ def _end_with(body: Callable[..., int], launch: Launch, args: tuple) -> None:
     os._exit(code)
 
 
-def _be(launch: Launch, on_gpu: bool, timeout: float, folder: Path, body: Callable[..., Any], args: tuple) -> None:
+def _be(
+    launch: Launch, on_gpu: bool, limits: tuple[float, float], folder: Path, body: Callable[..., Any], args: tuple
+) -> None:
     """The life of one rank. It ends by os._exit, so nothing of the parent's that it inherited runs at its end."""
     import torch
 
@@ -160,7 +164,7 @@ def _be(launch: Launch, on_gpu: bool, timeout: float, folder: Path, body: Callab
     faulthandler.register(signal.SIGUSR1, file=stderr)
     code = 0
     try:
-        with process_group(launch, find_device("gpu" if on_gpu else "cpu", launch.local_rank), timeout) as ranks:
+        with process_group(launch, find_device("gpu" if on_gpu else "cpu", launch.local_rank), *limits) as ranks:
             value = body(ranks, *args)
         torch.save(value, folder / f"result-{launch.rank}")
     except BaseException as error:
@@ -192,7 +196,7 @@ def _outcome(folder: Path, rank: int, exit_code: int | None, hung: bool) -> Outc
     return Outcome(rank, exit_code, found["error"], found["message"], text, hung)
 
 
-def _free_port() -> int:
+def free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return probe.getsockname()[1]

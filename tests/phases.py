@@ -69,7 +69,7 @@ def lines(folder: Path) -> list[dict[str, Any]]:
 
 
 def losses(folder: Path) -> dict[int, float]:
-    found = [entry for entry in lines(folder) if "validation" not in entry]
+    found = [entry for entry in lines(folder) if "gradient_norm" in entry]
     assert [entry["step"] for entry in found] == list(range(len(found)))  # each step once, in order
     return {entry["step"]: entry["loss"] for entry in found}
 

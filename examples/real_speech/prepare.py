@@ -43,19 +43,17 @@ def main() -> None:
     listed = ["--name", "asterisk", "--files", out / "prompts.jsonl", "--audio-root", SOUNDS, "--language", "en"]
     if not made.exists():
         step("manifest", "jsonl", *listed, *about, "--out", made)
-    if not (out / "codec").exists():
-        step("fit-codec", "--manifests", made, "--num-units", units, "--out", out / "codec")
-    if not (out / "tokenizer").exists():
-        step("fit-tokenizer", "--manifests", made, "--num-units", units, "--out", out / "tokenizer")
+    step("fit-codec", "--manifest", made, "--num-units", units, "--out", out / "codec")
+    step("fit-tokenizer", "--manifest", made, "--num-units", units, "--out", out / "tokenizer")
     step("units", "--manifest", made, "--codec", out / "codec", "--out", out / "units")
-    common = ["--manifests", made, "--units", out / "units", "--tokenizer", out / "tokenizer"]
+    common = ["--manifest", made, "--units", out / "units", "--tokenizer", out / "tokenizer"]
     common += ["--tokens", out / "tokenizer" / "token_map.json", "--hold-out", "0.05", "--hold-out-by", "row"]
     for task in args.tasks:
         for part in ("train", "valid"):
             step("build", "--task", task, *common, "--part", part, "--out", out / task / part)
     datasets = [out / task / part for task in args.tasks for part in ("train", "valid")]
     step("verify", "--paths", made, out / "units", *datasets)
-    step("stats", "--datasets", *datasets, "--manifest", made, "--units", out / "units", "--out", out / "stats.html")
+    step("stats", "--dataset", *datasets, "--manifest", made, "--units", out / "units", "--out", out / "stats.html")
 
 
 def prompts() -> list[str]:

@@ -54,10 +54,10 @@ def prepare(out: Path, corpus: Path) -> None:
             step("manifest", *words, *ABOUT, "--out", manifests[name])
     codec, tokenizer, units = out / "codec", out / "tokenizer", out / "units"
     if not codec.exists():
-        step("fit-codec", "--manifests", manifests["speech"], "--num-units", UNITS, "--out", codec)
+        step("fit-codec", "--manifest", manifests["speech"], "--num-units", UNITS, "--out", codec)
     if not tokenizer.exists():
         texts = [manifests[name] for name in ("speech", "texts", "written")]
-        step("fit-tokenizer", "--manifests", *texts, "--num-units", UNITS, "--out", tokenizer)
+        step("fit-tokenizer", "--manifest", *texts, "--num-units", UNITS, "--out", tokenizer)
     step("units", "--manifest", manifests["speech"], "--codec", codec, "--out", units)
     sources = {
         "asr": ("speech", True), "tts": ("speech", True), "text-lm": ("texts", False),
@@ -67,7 +67,7 @@ def prepare(out: Path, corpus: Path) -> None:
         words = ["--tokenizer", tokenizer, "--tokens", tokenizer / "token_map.json", "--hold-out", "0.1"]
         words += ["--hold-out-by", "row", *(["--units", units] if has_speech else [])]
         for part in ("train", "valid"):
-            step("build", "--task", task, "--manifests", manifests[name], *words, "--part", part, "--out",
+            step("build", "--task", task, "--manifest", manifests[name], *words, "--part", part, "--out",
                  out / task / part)  # fmt: skip
     step("verify", "--paths", *manifests.values(), units, *(out / task / "train" for task in sources))
 
@@ -76,7 +76,7 @@ def write_recipes(out: Path) -> None:
     """The shipped miniatures of both phases, with these datasets filled in."""
     folder = out.resolve()
     tokens = f'[tokens]\nbackbone = "file"\nfile = "{folder}/tokenizer/token_map.json"\n'
-    samples = f'\n[samples]\ncount = 2\ntokens = 32\ntokenizer = "{folder}/tokenizer"\n'
+    samples = f'\n[samples]\ncount = 2\ntokens = 24\ntokenizer = "{folder}/tokenizer"\n'
     gate = f'\n[forgetting]\nvalid = ["{folder}/text-lm/valid"]\nlimit = 0.5\n'
     for phase, tasks in {
         "stage1": ("asr", "tts", "text-lm"),

@@ -10,10 +10,11 @@ from megatron_most.checkpoint.pieces import Piece, divide_work, find_pieces
 from megatron_most.checkpoint.record import KINDS, Record, StoredPiece, StoredTensor, read_record
 from megatron_most.checkpoint.restore import LocalTensors
 from megatron_most.checkpoint.save import Saver
-from megatron_most.checkpoint.shelf import Shelf, TakenOver
+from megatron_most.checkpoint.shelf import Shelf, TakenOver, read_together
 from megatron_most.checkpoint.tensor_file import DTYPES, TensorFile, TensorWriter
 
 __all__ = [
     "DTYPES", "KINDS", "LocalTensors", "Piece", "Record", "Saver", "Shelf", "Snapshot", "StoredPiece", "StoredTensor",
-    "TakenOver", "TensorFile", "TensorReader", "TensorWriter", "divide_work", "find_pieces", "read_record", "verify_files",
+    "TakenOver", "TensorFile", "TensorReader", "TensorWriter", "divide_work", "find_pieces", "read_record",
+    "read_together", "verify_files",
 ]  # fmt: skip

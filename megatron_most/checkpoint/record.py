@@ -81,13 +81,28 @@ def to_json(body: dict[str, Any]) -> str:
 
 def read_record(folder: Path) -> Record:
     """The record, proven by its sum and complete in itself; files are not looked at."""
+    return parse_record(folder, read_manifest(folder))
+
+
+def read_manifest(folder: Path) -> bytes:
+    """As it stands there, proven by its sum."""
     try:
         data = (folder / MANIFEST).read_bytes()
         wanted = (folder / SUM).read_bytes()
     except OSError as error:
         raise CheckpointError(f"{folder}: no whole checkpoint: {error}") from error
-    if f"{hashlib.sha256(data).hexdigest()}\n".encode() != wanted:
+    if sum_of(data) != wanted:
         raise CheckpointError(f"{folder / MANIFEST}: damaged (its sha256 is not that of {SUM})")
+    return data
+
+
+def sum_of(manifest: bytes) -> bytes:
+    """What SUM holds beside it."""
+    return f"{hashlib.sha256(manifest).hexdigest()}\n".encode()
+
+
+def parse_record(folder: Path, data: bytes) -> Record:
+    """Of a manifest's bytes, wherever they were read; `folder` is for what is said of them."""
     try:
         body = json.loads(data)
         if body.pop("format") != FORMAT:

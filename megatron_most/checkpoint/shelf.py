@@ -12,17 +12,19 @@ import json
 import re
 import secrets
 import shutil
+import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from megatron_most.checkpoint.record import SUM, Record, read_record
+from megatron_most.checkpoint.record import SUM, Record, parse_record, read_manifest, read_record, sum_of
 from megatron_most.errors import CheckpointError
 from megatron_most.runtime import agree, get_logger, sync_folder, write_atomically
 
 LATEST = "latest"
+STALE_S = 60.0  # how long a rank waits for its view of a shared file system to become that of rank 0
 _STEP = re.compile(r"step-([0-9]{8,})")
 _ASIDE = re.compile(r"\.replaced-by-([0-9]{8,})\.step-([0-9]{8,})")
 _log = get_logger(__name__)
@@ -31,6 +33,10 @@ T = TypeVar("T")
 
 class TakenOver(CheckpointError):
     """A newer attempt of the job owns the run: this one saves nothing more and had better end."""
+
+
+class OtherView(CheckpointError):
+    """A rank does not see the checkpoint that rank 0 has chosen. To pass over it would undo what was saved."""
 
 
 class Shelf:
@@ -114,18 +120,24 @@ class Shelf:
     def find_newest(self, verify: Callable[[Path, Record], None]) -> tuple[Path, Record] | None:
         """The newest checkpoint that `verify` finds whole; None where there is none at all.
 
-        All ranks call it and come to the same answer: a folder that one of them finds damaged is passed over by all.
-        CheckpointError where there are checkpoints and none is whole.
+        All ranks call it and come to the same answer: rank 0 reads what is there and all take its word, each of them
+        proves that it sees the same, and a folder that one of them finds damaged is passed over by all. CheckpointError
+        where there are checkpoints and none is whole, OtherView where a rank looks at another folder than rank 0.
         """
         folders = _as_rank_0(sorted(self._folders().items(), reverse=True))
         if not folders:
             return None
-        self._compare_with_latest(folders[0][0])
+        if _is_rank_0():
+            self._compare_with_latest(folders[0][0])
         wrong = []
         for step, folder in folders:
             try:
-                record = _together(partial(_read, step, folder))
+                record = read_together(folder)
+                if record.step != step:
+                    raise CheckpointError(f"{folder}: holds step {record.step}, so it is not what its name says")
                 _together(partial(verify, folder, record))
+            except OtherView:
+                raise
             except CheckpointError as error:
                 _log.warning("%s is not whole: %s; trying the one before", folder.name, error)
                 wrong.append(str(error))
@@ -175,11 +187,33 @@ def discard(folder: Path) -> None:
     shutil.rmtree(trash, ignore_errors=True)
 
 
-def _read(step: int, folder: Path) -> Record:
-    record = read_record(folder)
-    if record.step != step:
-        raise CheckpointError(f"{folder}: holds step {record.step}, so it is not what its name says")
+def read_together(folder: Path) -> Record:
+    """The record that rank 0 reads, on all ranks, once they all see the folder that it sees. All ranks call it, and
+    all raise what one of them raises.
+    """
+    manifest = _as_rank_0(_together(lambda: read_manifest(folder) if _is_rank_0() else b""))
+    record = parse_record(folder, manifest)
+    _together(partial(_await_view, folder, sum_of(manifest)))
     return record
+
+
+def _await_view(folder: Path, wanted: bytes) -> None:
+    """Caches of a shared file system show an older folder for a while; a wrong mount does so for ever."""
+    until = time.monotonic() + STALE_S
+    while True:
+        try:
+            found: bytes | OSError = (folder / SUM).read_bytes()
+        except OSError as error:
+            found = error
+        if found == wanted:
+            return
+        if time.monotonic() > until:
+            words = f"cannot be read ({found})" if isinstance(found, OSError) else "is another than rank 0 sees"
+            raise OtherView(
+                f"{folder / SUM} {words} after {STALE_S:g} s; see that this rank's node has the same file system "
+                "mounted there as rank 0's, then start again"
+            )
+        time.sleep(min(0.5, STALE_S / 10))
 
 
 def _together(act: Callable[[], T]) -> T:
@@ -201,3 +235,9 @@ def _as_rank_0(value: T) -> T:
     if dist.is_initialized() and dist.get_world_size() > 1:
         dist.broadcast_object_list(box)
     return box[0]
+
+
+def _is_rank_0() -> bool:
+    import torch.distributed as dist
+
+    return not dist.is_initialized() or dist.get_rank() == 0

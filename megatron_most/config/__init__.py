@@ -17,14 +17,16 @@ from megatron_most.config.schema import (
     RecomputeConfig,
     RunConfig,
     TaskConfig,
+    TelemetryConfig,
     TokensConfig,
     TrainConfig,
 )
-from megatron_most.config.size import Size, count_parameters
+from megatron_most.config.size import Flops, Size, count_flops, count_parameters
 
 __all__ = [
     "EngineConfig",
     "Facts",
+    "Flops",
     "LayoutConfig",
     "LayoutPlan",
     "MoEConfig",
@@ -35,9 +37,11 @@ __all__ = [
     "RunConfig",
     "Size",
     "TaskConfig",
+    "TelemetryConfig",
     "TokensConfig",
     "TrainConfig",
     "build",
+    "count_flops",
     "count_parameters",
     "dump",
     "from_command_line",

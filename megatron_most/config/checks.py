@@ -31,15 +31,17 @@ AT_LEAST_ONE = {
     + ("spike_window", "spike_steps"),
     "samples": ("tokens",),
     "data": ("window", "validation_documents"),
+    "telemetry": ("peak_flops",),
 }
 NOT_NEGATIVE = {
     "model": ("wave_size", "init_std"),
     "moe": ("num_experts", "shared_hidden_size", "aux_coefficient", "z_coefficient", "bias_rate"),
     "train": ("learning_rate", "weight_decay", "clip", "warmup_steps", "decay_steps", "end_ratio", "validate_every")
-    + ("ramp_from", "ramp_steps", "max_rollbacks"),
+    + ("ramp_from", "ramp_steps", "max_rollbacks", "hang_after_s"),
     "forgetting": ("limit",),
     "samples": ("count",),
     "checkpoint": ("every", "keep"),
+    "telemetry": ("every",),
 }
 ABOVE_ZERO = {  # a norm of zeros and an expert without gradients divide by these alone
     "model": ("norm_eps",),

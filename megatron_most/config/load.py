@@ -2,8 +2,8 @@
 
 A recipe is a TOML file, or the name of one shipped in `megatron_most/recipes`; it may extend another with
 `extends = "name"` (a shipped name, or a path relative to the recipe), or several: ["a model", "a phase"]. Later wins:
-base recipes in their order, recipe, command line. An unknown table or key is an error, a wrong type too: a typo must not
-train for a week.
+base recipes in their order, recipe, command line. An unknown table or key is an error, a wrong type too: a typo must
+not train for a week.
 Names in [core] and [deepspeed] are upstream's; nested tables and dotted names mean the same there.
 """
 

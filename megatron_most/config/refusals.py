@@ -277,6 +277,12 @@ DEEPSPEED = [
         "use bf16 or fp32",
     ),
     Refusal(
+        "engine.precision",
+        lambda run: run.config.engine.precision == "fp16" and run.facts.device == "cpu",
+        "DeepSpeed has no fp16 on a CPU",
+        "use bf16 or fp32",
+    ),
+    Refusal(
         "engine.offload_optimizer",
         lambda run: run.config.engine.offload_optimizer and not run.uses_deepspeed,
         "the plain engine keeps its state where the weights are",

@@ -246,6 +246,20 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TelemetryConfig:
+    """What a run tells beside a line a step in metrics.jsonl; none of it changes what is learnt."""
+
+    every: int = 10
+    """Steps between two looks: gradient norms by part, memory, the experts' load since the last look; 0 = none."""
+    tensorboard: bool = True
+    """Write the same numbers for TensorBoard, into the run's folder."""
+    wandb: bool = False
+    """Send them to Weights & Biases too; its own environment variables say where."""
+    peak_flops: float | None = None
+    """What one device can do a second, for the MFU; not set = by the name of the GPU in bf16 or fp16, else no MFU."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainConfig:
     """One phase of training."""
 
@@ -285,6 +299,10 @@ class TrainConfig:
     """Steps between two validations; 0 = none."""
     max_skipped: int = 10
     """Steps in a row with a gradient that is not finite before the run stops."""
+    hang_after_s: float = 900.0
+    """Seconds without progress after which the run ends and names the rank that holds it up; 0 = never. Starting, the
+    first step, saving and validating may take four times as long.
+    """
     spike_ratio: float = 0.0
     """A loss this many times the median of the last spike_window steps is a spike; after spike_steps of them in a row
     the run goes back to its last checkpoint, and on with the data that comes after the spike. 0 = never.
@@ -317,6 +335,7 @@ class RunConfig:
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     core: dict[str, Scalar] = field(default_factory=dict)
     """More settings of Megatron-Core's TransformerConfig, by upstream name; what we set or cannot keep true is
     refused.

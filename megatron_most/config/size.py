@@ -1,6 +1,4 @@
-"""How many parameters a plan has, by arithmetic: in all, and used by one token. A test counts real models against
-it.
-"""
+"""How many parameters a plan has and how many products it takes, by arithmetic. Tests count real models against it."""
 
 from __future__ import annotations
 
@@ -28,6 +26,38 @@ def count_parameters(plan: Plan) -> Size:
     layers, expert = model.num_layers - dense_layers, 3 * width * moe.expert_hidden_size
     everywhere += layers * (moe.num_experts * width + 3 * width * moe.shared_hidden_size)  # router and shared experts
     return Size(total=everywhere + layers * moe.num_experts * expert, active=everywhere + layers * moe.top_k * expert)
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Additions and multiplications of a forward pass that the model asks for, in matrix products alone.
+
+    A token counts with top_k experts, also a marker that uses the shared ones alone. A pair is a token and one that it
+    sees: itself and those before it in its document. Pads count nowhere, nor does what is computed twice or masked.
+    """
+
+    per_token: int
+    per_pair: int
+
+    def of_step(self, tokens: int, pairs: int) -> int:
+        """With the backward pass, which takes two products for each."""
+        return 3 * (self.per_token * tokens + self.per_pair * pairs)
+
+
+def count_flops(plan: Plan) -> Flops:
+    """For one token and one pair, in all layers and the head."""
+    model, moe, width = plan.config.model, plan.config.moe, plan.config.model.hidden_size
+    dense_layers = len(set(moe.dense_layers)) if moe.num_experts else model.num_layers
+    norms = 0 if model.attention == "gqa" else model.kv_lora_rank + (model.q_lora_rank or 0)
+    products = model.num_layers * (_attention(plan) - norms) + (plan.tokens.vocab_size + model.wave_size) * width
+    products += dense_layers * 3 * width * model.dense_hidden_size
+    per_layer = moe.num_experts + 3 * (moe.top_k * moe.expert_hidden_size + moe.shared_hidden_size)
+    products += (model.num_layers - dense_layers) * per_layer * width
+    if model.attention == "gqa":
+        head = 2 * (model.head_dim or width // model.num_heads)
+    else:
+        head = model.qk_nope_head_dim + model.qk_rope_head_dim + model.v_head_dim
+    return Flops(per_token=2 * products, per_pair=2 * model.num_layers * model.num_heads * head)
 
 
 def _attention(plan: Plan) -> int:

@@ -12,28 +12,30 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from megatron_most.data.batch import Document, PackedBatch, pack_rows
+    from megatron_most.data.batch import MAX_TASKS, Document, PackedBatch, pack_rows
     from megatron_most.data.blend import Blend, DocumentSource, TaskSpec, open_task
     from megatron_most.data.check import check_batch
     from megatron_most.data.commands import run_prepare_data
-    from megatron_most.data.packing import PackedRow
+    from megatron_most.data.dataset import load_info
+    from megatron_most.data.packing import PackedRow, deal_rows
     from megatron_most.data.reader import Position, Reader, ReaderState, Step, Steps
     from megatron_most.data.synthetic import Kind, synthetic_batch, synthetic_document
 
 _HOMES = {
-    "batch": ("Document", "PackedBatch", "pack_rows"),
+    "batch": ("MAX_TASKS", "Document", "PackedBatch", "pack_rows"),
     "blend": ("Blend", "DocumentSource", "TaskSpec", "open_task"),
     "check": ("check_batch",),
     "commands": ("run_prepare_data",),
-    "packing": ("PackedRow",),
+    "dataset": ("load_info",),
+    "packing": ("PackedRow", "deal_rows"),
     "reader": ("Position", "Reader", "ReaderState", "Step", "Steps"),
     "synthetic": ("Kind", "synthetic_batch", "synthetic_document"),
 }
 
 __all__ = [
-    "Blend", "Document", "DocumentSource", "Kind", "PackedBatch", "PackedRow", "Position", "Reader", "ReaderState",
-    "Step", "Steps", "TaskSpec", "check_batch", "open_task", "pack_rows", "run_prepare_data", "synthetic_batch",
-    "synthetic_document",
+    "MAX_TASKS", "Blend", "Document", "DocumentSource", "Kind", "PackedBatch", "PackedRow", "Position", "Reader",
+    "ReaderState", "Step", "Steps", "TaskSpec", "check_batch", "deal_rows", "load_info", "open_task", "pack_rows",
+    "run_prepare_data", "synthetic_batch", "synthetic_document",
 ]  # fmt: skip
 
 

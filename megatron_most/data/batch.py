@@ -19,6 +19,9 @@ import torch
 from megatron_most.errors import DataError
 from megatron_most.vocab import TEXT, TokenMap
 
+MAX_TASKS = 15
+"""Losses are kept for tasks 0..14; a fixed number, so that ranks can sum them without asking for names."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -42,7 +45,9 @@ class PackedBatch:
     documents_BS: torch.Tensor
     """Which document of its row a token belongs to; pads form one of their own."""
     tasks_BS: torch.Tensor
-    """The number of the task a token's document is of; -1 where there is none (pads) or it is not known."""
+    """The number of the task a token's document is of, below MAX_TASKS; -1 where there is none (pads) or it is not
+    known.
+    """
     is_pad_BS: torch.Tensor
     token_map: TokenMap
     """The vocabulary the ids are of; the model's must be the same."""

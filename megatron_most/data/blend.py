@@ -58,7 +58,7 @@ class TaskSpec:
     long_policy: LongPolicy | None = None
     """None: `split` for text-lm, audio-lm and interleaved, `drop` for the others."""
     codec: str | None = None
-    """Hash of what made the units; one blend has one. None: not known, or no units."""
+    """What made the units, as `CodecIdentity.key` names it; one blend has one. None: not known, or no units."""
     tokenizer: str | None = None
     """Likewise of the text."""
 
@@ -108,19 +108,19 @@ def open_task(
     for folder, info, _ in opened:
         token_map.require_same(info.tokens, str(folder))
         codec, tokenizer = info.codec, info.tokenizer
-        made.append((info.task, codec.hash if codec else None, tokenizer.sha256 if tokenizer else None))
+        made.append((info.task, codec.key if codec else None, tokenizer.sha256 if tokenizer else None))
         for what, first, here in zip(("task", "codec", "tokenizer"), made[0], made[-1], strict=True):
             if first != here:
                 raise DataError(
                     f"{folder}: its {what} is {here}, but {first} in {opened[0][0]}; datasets taken as one must agree"
                 )
-    task, codec_hash, tokenizer_hash = made[0]
+    task, codec_key, tokenizer_hash = made[0]
     return TaskSpec(
         name=name or task,
         sources=[documents for _, _, documents in opened],
         weight=weight,
         long_policy=long_policy or ("split" if task in SPLIT_TASKS else "drop"),
-        codec=codec_hash,
+        codec=codec_key,
         tokenizer=tokenizer_hash,
     )
 

@@ -1,7 +1,8 @@
 """Manifests and units -> one indexed dataset of a task; resumable, sharded, by several worker processes.
 
-Rows go through in chunks that depend on the manifests alone; workers turn chunks into bytes and the parent appends them
-in order, so the files are the same for any number of workers and any number of kills.
+Rows go through in chunks; workers turn chunks into bytes and the parent appends them in order. What comes of a row
+depends on no chunk's bounds, so the files are the same for any number of workers and of kills, and shards laid end to
+end (merge.py) are those that one process would have made.
 """
 
 from __future__ import annotations
@@ -16,27 +17,35 @@ from pathlib import Path
 from typing import Any, Literal
 
 from megatron_most.data.build_worker import Built, Chunk, Worker
-from megatron_most.data.card import write_card
-from megatron_most.data.dataset import DatasetInfo, Source, dtype_for, find_repeated
-from megatron_most.data.indexed import write_index
+from megatron_most.data.dataset import (
+    DATA,
+    OVERLAPS,
+    REJECTS,
+    DatasetInfo,
+    Source,
+    dtype_for,
+    facts_of,
+    find_repeated,
+    save_dataset,
+)
+from megatron_most.data.index_format import BIN, IDS, IDX
+from megatron_most.data.index_writer import write_index
 from megatron_most.data.manifest import Manifest, parse_row
 from megatron_most.data.overlap import EvaluationSet
 from megatron_most.data.rejects import Rejects
 from megatron_most.data.rows import Utterance
-from megatron_most.data.shards import Shard, shard_folder, shard_rows
+from megatron_most.data.shards import WHOLE, Shard, shard_folder, shard_spans
 from megatron_most.data.tasks import INSTRUCT_TASKS, SPEECH_TASKS, TASKS, TaskOptions
 from megatron_most.data.templates import Templates
 from megatron_most.data.tokenizer import TextTokenizer
 from megatron_most.data.unit_set import UnitSet
 from megatron_most.errors import DataError
-from megatron_most.runtime import Meter, in_order, is_done, open_journal, sha256_file, write_atomically
+from megatron_most.runtime import Meter, in_order, is_done, open_journal
 from megatron_most.vocab import TAG_NAMES, TokenMap
 
 CHUNK_ROWS, MOST_ROWS = 512, 8192
 _COMMIT_S = 2.0
-TOKENS, IDS, REJECTS, OVERLAPS = "tokens.bin", "ids.txt", "rejects.jsonl", "overlaps.jsonl"
 _RAW = (".lengths.i32", ".modes.i8", ".counts.i32")
-_KEPT = (TOKENS, "tokens.idx", IDS, REJECTS, OVERLAPS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,7 +89,7 @@ class _Progress:
     sequences: int = 0
     trained_tokens: int = 0
     longest: int = 0
-    seconds: float = 0.0
+    microseconds: int = 0
     tokens_by_tag: dict[str, int] = field(default_factory=dict)
     overlaps: dict[str, int] = field(default_factory=dict)
     rejects: dict[str, int] = field(default_factory=dict)
@@ -92,30 +101,33 @@ class _Progress:
         self.sequences += built.sequences
         self.trained_tokens += built.trained_tokens
         self.longest = max(self.longest, built.longest)
-        self.seconds += built.seconds
+        self.microseconds += built.microseconds
         self.tokens_by_tag = dict(Counter(self.tokens_by_tag) + Counter(built.tokens_by_tag))
         self.overlaps = dict(Counter(self.overlaps) + Counter(built.overlap_counts))
 
 
-def build(inputs: BuildInputs, options: BuildOptions, out: Path | str, shard: Shard = (0, 1)) -> Path:
+def build(inputs: BuildInputs, options: BuildOptions, out: Path | str, shard: Shard = WHOLE) -> Path:
     """One dataset, or one shard of it. Continues a run that was killed."""
     units = _match(inputs, options)
     folder = shard_folder(Path(out), shard)
     job = _describe(inputs, options, shard)
     if is_done(folder, job):
         return folder
-    for manifest in inputs.manifests:
-        manifest.verify()
-    for units_set in inputs.units:
-        for part in units_set.shards:
-            part.verify()
-    spans = [shard_rows(manifest, shard) for manifest in inputs.manifests]
+    spans = shard_spans(inputs.manifests, shard)
+    _verify(inputs, units, spans)
     total = sum(last - first for first, last in spans)
     worker = Worker(inputs=inputs, units=units, options=options)
     with ExitStack() as stack:
-        journal = stack.enter_context(open_journal(folder, job, (TOKENS, IDS, REJECTS, OVERLAPS, *_RAW)))
+        journal = stack.enter_context(
+            open_journal(folder, job, (BIN, IDS, REJECTS, OVERLAPS, *_RAW), (REJECTS, OVERLAPS))
+        )
         done = _Progress(**journal.progress) if journal.progress else _Progress()
-        rejects = Rejects(lambda line: journal.write(REJECTS, line), options.max_reject_rate, done.rejects)
+        rejects = Rejects(
+            lambda line: journal.write(REJECTS, line),
+            options.max_reject_rate,
+            done.rejects,
+            where=journal.path(REJECTS),
+        )
         meter = stack.enter_context(Meter(total, f"build {options.task}", _rows, done=done.rows))
         committed = time.monotonic()
         for chunk, built in in_order(worker, _chunks(inputs, options, spans, done), options.workers):
@@ -131,7 +143,7 @@ def build(inputs: BuildInputs, options: BuildOptions, out: Path | str, shard: Sh
                 journal.commit(dict(vars(done)))
                 committed = time.monotonic()
         rejects.check(done.rows, at_end=True)
-        if not done.documents and shard == (0, 1):  # a shard may be empty: there are fewer recordings than shards
+        if not done.documents and shard == WHOLE:  # a shard may be empty: there are fewer recordings than shards
             raise DataError(
                 f"{folder}: no document came of {done.rows} rows (rejected: {rejects}); look at "
                 f"{journal.path(REJECTS)}, and at --part, which leaves rows out"
@@ -144,7 +156,7 @@ def build(inputs: BuildInputs, options: BuildOptions, out: Path | str, shard: Sh
 def _match(inputs: BuildInputs, options: BuildOptions) -> list[UnitSet | None]:
     """The unit set of each manifest. What the task cannot use is refused here, before any work."""
     if not inputs.manifests:
-        raise DataError("no manifest; give at least one with --manifests")
+        raise DataError("no manifest; give at least one with --manifest")
     if not 0 <= options.hold_out < 1:
         raise DataError(f"--hold-out {options.hold_out}: not a share; give 0 or more and less than 1")
     if options.workers < 1:
@@ -160,11 +172,7 @@ def _match(inputs: BuildInputs, options: BuildOptions) -> list[UnitSet | None]:
         if hashes.count(manifest.header.sha256) > 1:
             raise DataError(f"{manifest.folder}: the same rows are given twice; give each manifest once")
     for other in inputs.units[1:]:
-        if other.codec != inputs.units[0].codec:
-            raise DataError(
-                f"{other.path}: units of codec {_named(other)}, but {inputs.units[0].path} has those of "
-                f"{_named(inputs.units[0])}; one dataset has one codec"
-            )
+        inputs.units[0].codec.require_same(other.codec, str(inputs.units[0].path), str(other.path))
     if inputs.units and inputs.units[0].codec.num_units > inputs.tokens.num_units:
         raise DataError(
             f"{inputs.units[0].path}: {inputs.units[0].codec.num_units} units, but the token map has places for "
@@ -177,6 +185,22 @@ def _match(inputs: BuildInputs, options: BuildOptions) -> list[UnitSet | None]:
         if manifest.header.sha256 not in by_manifest:
             raise DataError(f"{manifest.folder}: none of the unit sets was made from it; give its units with --units")
     return [by_manifest[sha] for sha in hashes]
+
+
+def _verify(inputs: BuildInputs, units: list[UnitSet | None], spans: list[tuple[int, int]]) -> None:
+    """Prove what this shard reads: the manifests it has rows of, and the parts of their units that hold these rows.
+    Chats may name any utterance.
+    """
+    for manifest, of_rows, (first, last) in zip(inputs.manifests, units, spans, strict=True):
+        if first < last:
+            manifest.verify()
+            for part in of_rows.shards if of_rows else ():
+                if part.header.first_row < last and first < part.header.last_row:
+                    part.verify()
+    if not any(units):
+        for units_set in inputs.units:
+            for part in units_set.shards:
+                part.verify()
 
 
 def _describe(inputs: BuildInputs, options: BuildOptions, shard: Shard) -> dict[str, Any]:
@@ -198,12 +222,11 @@ def _describe(inputs: BuildInputs, options: BuildOptions, shard: Shard) -> dict[
 
 
 def _plain(options: BuildOptions) -> dict[str, Any]:
+    """The options that decide the bytes, by their names on the command line."""
     kept = {name: getattr(options, name) for name in ("part", "hold_out", "hold_out_by", "refuse_overlap")}
-    return kept | {f"task.{name}": value for name, value in asdict(options.task_options).items()}
-
-
-def _named(units: UnitSet) -> str:
-    return f"{units.codec.name} ({units.codec.hash[:12]})"
+    if options.task == "interleaved":
+        kept |= {f"interleave.{name}": value for name, value in asdict(options.task_options).items()}
+    return kept
 
 
 def _units_hash(units: UnitSet) -> str:
@@ -214,23 +237,29 @@ def _units_hash(units: UnitSet) -> str:
 def _chunks(
     inputs: BuildInputs, options: BuildOptions, spans: list[tuple[int, int]], done: _Progress
 ) -> Iterator[Chunk]:
-    """What is left to do. Interleaving needs the cuts of a recording together: there a chunk ends with a recording."""
+    """What is left to do. Interleaving needs the cuts of a recording together: there a chunk ends with a recording, or
+    with so many rows of it, counted from its first.
+    """
     whole_recordings = options.task == "interleaved"
     for number, (manifest, (first, last)) in enumerate(zip(inputs.manifests, spans, strict=True)):
         if number < done.manifest:
             continue
         start = max(first, done.next_row) if number == done.manifest else first
+        if start >= last:  # to skip rows is to read them
+            continue
         lines: list[bytes] = []
-        recording = None
+        recording, begun = None, 0
         for row, line in manifest.lines(start, last):
             if len(lines) >= CHUNK_ROWS:
-                here = _recording(line) if whole_recordings else None
-                if not whole_recordings or here != recording or len(lines) >= MOST_ROWS:
+                goes_on = whole_recordings and _recording(line) == recording and len(lines) - begun < MOST_ROWS
+                if not goes_on:
                     yield Chunk(number, row - len(lines), lines)
                     lines = []
-            if whole_recordings and len(lines) >= CHUNK_ROWS - 1:
-                recording = _recording(line)
             lines.append(line)
+            if whole_recordings and len(lines) == CHUNK_ROWS:
+                recording, begun = _recording(line), CHUNK_ROWS - 1
+                while begun and _recording(lines[begun - 1]) == recording:
+                    begun -= 1
         if lines:
             yield Chunk(number, last - len(lines), lines)
 
@@ -242,7 +271,6 @@ def _recording(line: bytes) -> str:
 
 
 def _finish(part: Path, inputs: BuildInputs, options: BuildOptions, shard: Shard, done: _Progress) -> None:
-    dtype = dtype_for(inputs.tokens)
     repeated, examples = find_repeated([part / IDS])
     if repeated:
         raise DataError(
@@ -250,7 +278,7 @@ def _finish(part: Path, inputs: BuildInputs, options: BuildOptions, shard: Shard
             "corpus overlap; give each row once"
         )
     lengths, modes, counts = (part / name for name in _RAW)
-    write_index(part / "tokens.idx", lengths, modes, counts, dtype)
+    write_index(part / IDX, lengths, modes, counts, dtype_for(inputs.tokens))
     info = DatasetInfo(
         task=options.task,
         tokens=inputs.tokens,
@@ -262,15 +290,14 @@ def _finish(part: Path, inputs: BuildInputs, options: BuildOptions, shard: Shard
         tokens_by_tag={name: done.tokens_by_tag.get(name, 0) for name in TAG_NAMES},
         trained_tokens=done.trained_tokens,
         longest=done.longest,
-        seconds=round(done.seconds, 3),
-        files={name: ((part / name).stat().st_size, sha256_file(part / name)) for name in _KEPT},
+        seconds=done.microseconds / 1e6,
+        files=facts_of(part, DATA),
         provenance=tuple(_source(manifest) for manifest in inputs.manifests),
         rejects=done.rejects,
         overlaps={known.name: done.overlaps.get(known.name, 0) for known in inputs.evaluation},
         options={"shard": list(shard), **_plain(options)},
     )
-    write_atomically(part / "README.md", write_card(info))
-    info.save(part)
+    save_dataset(info, part)
 
 
 def _source(manifest: Manifest) -> Source:

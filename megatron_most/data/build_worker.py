@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING
 
 from megatron_most.data.dataset import dtype_for
 from megatron_most.data.document import DocumentRuns
-from megatron_most.data.indexed import encode_documents
+from megatron_most.data.index_writer import encode_documents
 from megatron_most.data.manifest import parse_row
-from megatron_most.data.overlap import OverlapFinder
+from megatron_most.data.overlap import Overlap, OverlapFinder
 from megatron_most.data.rejects import RowError
 from megatron_most.data.rows import Row, Utterance
 from megatron_most.data.tasks import TaskContext, make_documents
@@ -43,7 +43,8 @@ class Built:
     sequences: int = 0
     trained_tokens: int = 0
     longest: int = 0
-    seconds: float = 0.0
+    microseconds: int = 0
+    """Of speech: whole numbers have one sum, in whatever parts they are added."""
     tokens_by_tag: dict[str, int] = field(default_factory=dict)
     overlap_counts: dict[str, int] = field(default_factory=dict)
 
@@ -65,7 +66,8 @@ class Worker:
         self._dtype = dtype_for(inputs.tokens)
 
     def __call__(self, chunk: Chunk) -> Built:
-        bad: list[tuple[str, str, str]] = []
+        bad: list[tuple[int, tuple[str, str, str]]] = []  # by row, for no order must depend on chunks
+        numbers: dict[str, int] = {}
         rows: list[Row | tuple[Utterance, UnitSequence]] = []
         overlaps: list[bytes] = []
         counts: Counter[str] = Counter()
@@ -79,19 +81,22 @@ class Worker:
                 sequence = None
                 if units is not None and (sequence := units.find(number)) is None:
                     raise RowError("no units", "the utterance was rejected when units were extracted")
-                if self._finder is not None and (names := self._overlaps(self._finder, row, overlaps)):
-                    counts.update(names)
+                if self._finder is not None and (hits := self._finder.find(row)):
+                    overlaps += [_overlap_line(row, hit) for hit in hits]
+                    counts.update({hit.set_name for hit in hits})
                     if self._options.refuse_overlap:
-                        raise RowError(f"overlaps {names[0]}")
+                        detail = "; ".join(f"{hit.kind} of {hit.set_name}: {hit.what}" for hit in hits)
+                        raise RowError(f"overlaps {hits[0].set_name}", detail)
             except RowError as error:
-                bad.append((_id(line, number), error.reason, error.detail))
+                bad.append((number, (_id(line, number), error.reason, error.detail)))
                 continue
+            numbers[row.id] = number
             rows.append((row, sequence) if sequence is not None and isinstance(row, Utterance) else row)
         documents, rejections = make_documents(self._options.task, rows, self._context)
-        bad += [(rejection.id, rejection.reason, rejection.detail) for rejection in rejections]
-        built = self._encode(documents, bad, overlaps)
+        bad += [(numbers[one.id], (one.id, one.reason, one.detail)) for one in rejections]
+        built = self._encode(documents, [entry for _, entry in sorted(bad)], overlaps)
         built.overlap_counts = dict(counts)
-        built.seconds = sum(row[0].duration for row in rows if isinstance(row, tuple))
+        built.microseconds = sum(round(1e6 * row[0].duration) for row in rows if isinstance(row, tuple))
         return built
 
     def _encode(self, documents: list[DocumentRuns], bad: list[tuple[str, str, str]], overlaps: list[bytes]) -> Built:
@@ -117,15 +122,6 @@ class Worker:
         built.tokens_by_tag = dict(zip(TAG_NAMES, by_tag, strict=True))
         return built
 
-    def _overlaps(self, finder: OverlapFinder, row: Row, lines: list[bytes]) -> list[str]:
-        """Names of the evaluation sets that a row overlaps with, each once; every hit is listed."""
-        names: dict[str, None] = {}
-        for hit in finder.find(row):
-            entry = {"id": row.id, "set": hit.set_name, "kind": hit.kind, "what": hit.what}
-            lines.append(json.dumps(entry, ensure_ascii=False).encode() + b"\n")
-            names[hit.set_name] = None
-        return list(names)
-
     def _is_in(self, row: Row) -> bool:
         """Whether a row belongs to the part being built: a pure function of its speaker, recording or id."""
         key: str | None = row.id
@@ -142,6 +138,11 @@ class Worker:
             if (found := units.by_id(id)) is not None:
                 return found
         return None
+
+
+def _overlap_line(row: Row, hit: Overlap) -> bytes:
+    entry = {"id": row.id, "set": hit.set_name, "kind": hit.kind, "what": hit.what}
+    return json.dumps(entry, ensure_ascii=False).encode() + b"\n"
 
 
 def _id(line: bytes, number: int) -> str:

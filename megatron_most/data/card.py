@@ -87,9 +87,9 @@ def write_card(info: DatasetInfo) -> str:
         "The same manifests, units, tokenizer, token map and templates (hashes above) with these options, and the same "
         "evaluation sets, give the same bytes on any number of processes:",
         f"    python tools/prepare_data.py build --task {info.task if info.task in _TASKS else 'TASK'} "
-        "--manifests MANIFEST ... --units UNITS ... --tokenizer TOKENIZER --tokens TOKEN_MAP --templates TEMPLATES "
-        "--out FOLDER",
-        _table(("option", "value"), [(_md(name), _md(value)) for name, value in sorted(info.options.items())]),
+        f"--manifest MANIFEST ... {'--units UNITS ... ' if info.codec else ''}--tokenizer TOKENIZER --tokens TOKEN_MAP "
+        "--templates TEMPLATES --out FOLDER",
+        _table(("option", "value"), [_option(name, value) for name, value in sorted(info.options.items())]),
         "## To check it",
         "    python tools/prepare_data.py verify --paths FOLDER",
         "proves sizes, hashes, every id and every tag, and that Megatron-Core reads the same tokens.",
@@ -160,6 +160,7 @@ def _identities(info: DatasetInfo) -> list[tuple[str, str, str]]:
     else:
         codec = info.codec
         about = f"{codec.num_units:,} units, {codec.sample_rate:,} Hz, a frame each {codec.frame_s * 1000:g} ms"
+        about += f", computed in {_md(codec.precision)}"
         rows.append(("codec", f"{_md(codec.name)} ({about})", _md(codec.hash)))
     if info.tokenizer is None:
         rows.append(("tokenizer", "none", ""))
@@ -242,6 +243,15 @@ def _overlaps(info: DatasetInfo) -> str:
     if found and not is_refused:
         lines.append("**These rows are in the data:** scores on these sets are not clean measurements.")
     return "\n\n".join(lines)
+
+
+def _option(name: str, value: object) -> tuple[str, str]:
+    """As the command line has it."""
+    if isinstance(value, bool):
+        value = "yes" if value else "no"
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        value = ("/" if name == "shard" else " ").join("none" if part is None else str(part) for part in value)
+    return _md("--" + name.replace("_", "-")), _md("not set" if value is None else value)
 
 
 def _table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

@@ -12,7 +12,7 @@ import functools
 import torch
 
 from megatron_most.config import Plan
-from megatron_most.data.batch import PackedBatch
+from megatron_most.data.batch import MAX_TASKS, PackedBatch
 from megatron_most.errors import DataError
 from megatron_most.vocab import AUDIO, TAG_NAMES, TokenMap
 
@@ -55,6 +55,7 @@ def check_batch(batch: PackedBatch, plan: Plan) -> None:
     for name, tags in (("tag", batch.tags_BS), ("label tag", batch.label_tags_BS)):
         _refuse(tags < 0, f"without {name} ({{}}); tags are {_tags()}", tags)
         _refuse(tags >= len(TAG_NAMES), f"{name} {{}} owns no expert group; tags are {_tags()}", tags)
+    _refuse(batch.tasks_BS >= MAX_TASKS, f"task {{}}, but losses are kept for tasks 0..{MAX_TASKS - 1}", batch.tasks_BS)
     if plan.moe is not None:
         for tag, group in enumerate(plan.moe.group_of_tag):
             if group is None and tag not in plan.moe.shared_only:

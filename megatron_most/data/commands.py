@@ -1,14 +1,15 @@
 """The steps of data preparation as commands: corpora as downloaded in, indexed unit datasets out.
 
 manifest -> fit -> units -> build (-> merge) -> verify -> stats. Every step is a folder that can be opened, counted and
-resumed; run again, a finished step says so and does nothing.
+resumed; run again, a finished step says so and does nothing. An option for a folder is named by what the folder is:
+--manifest, --units, --dataset; a step that takes several takes them one after the other.
 """
 
 from __future__ import annotations
 
 import functools
 import operator
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
@@ -17,22 +18,24 @@ import tyro
 
 from megatron_most.data.build import BuildInputs, BuildOptions, build
 from megatron_most.data.corpora import CORPORA, Corpus, write_manifest
+from megatron_most.data.dataset import load_info
 from megatron_most.data.extract import ExtractOptions, extract_units
 from megatron_most.data.fit import fit_codec
-from megatron_most.data.manifest import Manifest, open_manifest
+from megatron_most.data.fit_vocabulary import fit_vocabulary
+from megatron_most.data.manifest import REJECTS, open_manifest
 from megatron_most.data.merge import merge
 from megatron_most.data.overlap import load_evaluation_set
-from megatron_most.data.rows import ChatRow, TextRow
-from megatron_most.data.shards import find_shard
+from megatron_most.data.rejects import told
+from megatron_most.data.shards import WHOLE, find_shard, shard_folders
 from megatron_most.data.stats import as_text, count, count_speakers
 from megatron_most.data.stats_page import find_examples, require_page, write_page
 from megatron_most.data.tasks import TaskOptions
 from megatron_most.data.templates import load_templates
-from megatron_most.data.tokenizer import fit_tokenizer, load_tokenizer, token_map_for
+from megatron_most.data.tokenizer import load_tokenizer, token_map_for
 from megatron_most.data.unit_set import UnitShard, open_units
-from megatron_most.data.verify import verify
+from megatron_most.data.verify_folder import verify_folder
 from megatron_most.errors import DataError
-from megatron_most.runtime import get_logger
+from megatron_most.runtime import get_logger, require_file
 from megatron_most.speech import HubertFeatures, load_codec
 from megatron_most.vocab import TokenMap
 
@@ -55,7 +58,8 @@ else:
 class FitCodec:
     """Fit k-means centroids for units: on MFCCs (no download), or on a layer of a HuBERT model."""
 
-    manifests: tuple[Path, ...]
+    manifest: tuple[Path, ...]
+    """One or more."""
     out: Path
     """The codec's folder: codec.json and centroids.safetensors."""
     num_units: int = 500
@@ -76,7 +80,7 @@ class FitCodec:
             raise DataError("--model and --layer belong together: give both for HuBERT, neither for MFCCs")
         features = HubertFeatures(self.model, self.layer) if self.model and self.layer else None
         identity = fit_codec(
-            [open_manifest(folder) for folder in self.manifests],
+            [open_manifest(folder) for folder in self.manifest],
             self.out,
             num_units=self.num_units,
             hours=self.hours,
@@ -92,18 +96,53 @@ class FitCodec:
 class FitTokenizer:
     """Train a small byte-level BPE tokenizer on the texts of manifests, with a token map: for models of your own."""
 
-    manifests: tuple[Path, ...]
+    manifest: tuple[Path, ...]
+    """One or more."""
     out: Path
     """A folder: tokenizer.json, tokenizer_config.json and token_map.json."""
     vocab_size: int = 1024
     num_units: int = 500
 
     def run(self) -> None:
-        texts = (text for folder in self.manifests for text in _texts(open_manifest(folder)))
-        fit_tokenizer(texts, self.vocab_size, self.out)
-        tokens = token_map_for(self.out, "own", self.num_units)
-        tokens.save(self.out / "token_map.json")
-        say("%s: %d text tokens, %d units, %d rows", self.out, tokens.text_size, tokens.num_units, tokens.vocab_size)
+        manifests = [open_manifest(folder) for folder in self.manifest]
+        tokens = fit_vocabulary(manifests, self.out, vocab_size=self.vocab_size, num_units=self.num_units)
+        say("%s: %s", self.out, _sizes(tokens))
+
+
+@dataclass(frozen=True, kw_only=True)
+class MakeTokenMap:
+    """Write the token map of a tokenizer: where units and marks go in its vocabulary, and what ends a document."""
+
+    tokenizer: Path
+    """tokenizer.json, a folder with one, or a sentencepiece model."""
+    out: Path
+    """The file to write: token_map.json."""
+    backbone: Literal["own", "llama", "deepseek"] = "own"
+    """own: units go after the tokenizer's last token. llama, deepseek: where these models have rows for them."""
+    num_units: int = 500
+    multiple: int = 128
+    """Rows of the vocabulary are filled up to a multiple of this, so that tensor parallelism can divide them."""
+    bos: str | None = None
+    """A document's first token, as the tokenizer spells it, or its id; not set = the one that tokenizer_config.json,
+    the sentencepiece model or the backbone names."""
+    eos: str | None = None
+    """A document's last token, likewise: <|eot_id|> of Llama's instruct models."""
+    pad: str | None = None
+    """The token of empty places, likewise."""
+
+    def run(self) -> None:
+        if self.out.suffix != ".json" or self.out.is_dir():
+            raise DataError(f"{self.out}: not a name for a token map; give --out a file name that ends in .json")
+        special = {"bos": self.bos, "eos": self.eos, "pad": self.pad}
+        tokens = token_map_for(self.tokenizer, self.backbone, self.num_units, multiple=self.multiple, **special)
+        if self.out.exists() and TokenMap.load(self.out) != tokens:
+            raise DataError(f"{self.out}: holds another token map; choose another file or remove it")
+        tokenizer = load_tokenizer(self.tokenizer)
+        ids = {"bos": tokens.bos_id, "eos": tokens.eos_id, "pad": tokens.pad_id}
+        named = ", ".join(f"{role} {id} ({tokenizer.token_of(id)})" for role, id in ids.items())
+        self.out.parent.mkdir(parents=True, exist_ok=True)
+        tokens.save(self.out)
+        say("%s: %s; %s", self.out, _sizes(tokens), named)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -117,6 +156,8 @@ class Units:
     """Presets: the file of their published centroids, as .npy, .pt or .safetensors."""
     model: Path | None = None
     """HuBERT: where the model is, if not where the codec or preset says."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """HuBERT: what it computes in; auto is bf16 on GPUs that have it, else fp32. Units of both do not mix."""
     out: Path
     shard: str = "auto"
     """i/n, counted from 0; auto: the Slurm array task, or the whole."""
@@ -127,12 +168,13 @@ class Units:
     def run(self) -> None:
         manifest = open_manifest(self.manifest)
         shard = find_shard(self.shard)
-        codec = load_codec(self.codec, centroids=self.centroids, model=self.model)
+        codec = load_codec(self.codec, centroids=self.centroids, model=self.model, precision=self.precision)
+        say("codec %s (--precision %s)", codec.identity, self.precision)
         folder = extract_units(manifest, codec, self.out, shard, self.options, self.audio_root or manifest.audio_root)
         head = UnitShard(folder).header
         rate = head.units / head.seconds if head.seconds else 0.0
         words = f"{head.utterances} utterances, {head.seconds / 3600:.2f} h, {rate:.1f} units/s"
-        say("%s: %s, %d rejected", folder, words, sum(head.rejects.values()))
+        say("%s: %s, %s", folder, words, told(head.rejects, folder / REJECTS))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,12 +182,13 @@ class Build:
     """Make the documents of one task and write them as an indexed dataset that Megatron-Core opens."""
 
     task: Literal["asr", "tts", "text-lm", "audio-lm", "interleaved", "speech-instruct", "text-instruct"]
-    manifests: tuple[Path, ...]
+    manifest: tuple[Path, ...]
+    """One or more."""
     out: Path
     tokenizer: Path
     """tokenizer.json, a folder with one, or a sentencepiece model."""
     tokens: str = "deepseek"
-    """The token map: deepseek, llama, or a token_map.json."""
+    """The token map: deepseek, llama, or a file that `token-map` or `fit-tokenizer` wrote."""
     units: tuple[Path, ...] = ()
     """Unit sets of the manifests, or of the utterances that chats name."""
     num_units: int = 500
@@ -175,7 +218,7 @@ class Build:
             )
         tokenizer = load_tokenizer(self.tokenizer)
         inputs = BuildInputs(
-            manifests=tuple(open_manifest(folder) for folder in self.manifests),
+            manifests=tuple(open_manifest(folder) for folder in self.manifest),
             units=tuple(open_units(path) for path in self.units),
             tokens=_token_map(self.tokens, self.tokenizer, self.num_units),
             tokenizer=tokenizer,
@@ -194,57 +237,46 @@ class Build:
         )
         shard = find_shard(self.shard)
         folder = build(inputs, options, self.out, shard)
-        say("%s: done; %s", folder, f"shard {shard[0]} of {shard[1]}" if shard != (0, 1) else "look at README.md there")
+        where = f"shard {shard[0]} of {shard[1]}" if shard != WHOLE else "look at README.md there"
+        say("%s: %s; %s", folder, _counted(folder), where)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Merge:
     """Join the shards of a dataset into one. Tokens are copied once."""
 
-    shards: Path
-    """The folder that holds them all."""
+    dataset: Path
+    """The folder that holds all shards of it."""
     out: Path
 
     def run(self) -> None:
-        folders = sorted(path for path in self.shards.glob("*-of-*") if not path.name.endswith(".part"))
+        folders = shard_folders(self.dataset)
         if not folders:
-            raise DataError(f"{self.shards}: no shards here; give the folder that `build --shard i/n` wrote into")
+            raise DataError(f"{self.dataset}: no shards here; give the folder that `build --shard I/N` wrote into")
         merge(folders, self.out)
-        say("%s: %d shards merged", self.out, len(folders))
+        say("%s: %d shards merged: %s", self.out, len(folders), _counted(self.out))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verify:
-    """Prove data sets whole: sizes, hashes, every id and tag, and that stock Megatron-Core reads the same."""
+    """Prove folders whole: sizes, hashes, every id and tag, and that stock Megatron-Core reads the same."""
 
     paths: tuple[Path, ...]
-    """Datasets, unit sets or manifests."""
+    """Manifests, unit sets and datasets; or folders with all shards of one."""
     with_core: bool = True
     """Open datasets with Megatron-Core too (its import takes some seconds)."""
 
     def run(self) -> None:
         for path in self.paths:
-            if (path / "manifest.json").exists():
-                manifest = open_manifest(path)
-                manifest.verify()
-                count = sum(1 for _ in manifest.rows())
-                if count != manifest.header.rows:
-                    raise DataError(f"{path}: {count} rows where the header says {manifest.header.rows}")
-                say("%s: whole; %d rows", path, count)
-            elif (path / "dataset.json").exists():
-                say("%s: whole; %s", path, verify(path, with_core=self.with_core))
-            else:
-                units = open_units(path)
-                for shard in units.shards:
-                    shard.verify()
-                say("%s: whole; %d shards, %.2f h", path, len(units.shards), units.seconds / 3600)
+            say("%s: whole; %s", path, verify_folder(path, with_core=self.with_core))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stats:
     """Count what is in datasets: hours, tokens, units per second, lengths; and a page with plots and sounds."""
 
-    datasets: tuple[Path, ...]
+    dataset: tuple[Path, ...]
+    """One or more."""
     out: Path | None = None
     """An HTML page; not set = numbers only."""
     manifest: Path | None = None
@@ -262,7 +294,7 @@ class Stats:
             require_page(self.out)
         manifest = open_manifest(self.manifest) if self.manifest else None
         units = open_units(self.units) if self.units else None
-        found = count(self.datasets)
+        found = count(self.dataset)
         print(as_text(found), end="")
         if self.out:
             examples = find_examples(manifest, units, self.audio_root) if manifest and units else ()
@@ -276,17 +308,23 @@ def _token_map(name: str, tokenizer: Path, num_units: int) -> TokenMap:
         return token_map_for(tokenizer, "deepseek", num_units)
     if name == "llama":
         return token_map_for(tokenizer, "llama", num_units)
-    return TokenMap.load(name)
+    return TokenMap.load(require_file(name, remedy="give deepseek, llama or a token_map.json"))
 
 
-def _texts(manifest: Manifest) -> Iterator[str]:
-    for row in manifest.rows():
-        if isinstance(row, ChatRow):
-            yield from (part for turn in row.turns for part in turn.parts if isinstance(part, str))
-        elif isinstance(row, TextRow):
-            yield row.text
-        elif row.text:
-            yield row.text
+def _sizes(tokens: TokenMap) -> str:
+    return f"{tokens.text_size:,} text tokens, {tokens.num_units:,} units, {tokens.vocab_size:,} rows"
+
+
+def _counted(folder: Path) -> str:
+    """What a dataset holds, and what became of the other rows: the end of a step's last line."""
+    info = load_info(folder)
+    by_tag = ", ".join(f"{count:,} {tag}" for tag, count in info.tokens_by_tag.items() if count)
+    words = f"{info.documents:,} documents, {info.num_tokens:,} tokens" + (f" ({by_tag})" if by_tag else "")
+    if info.seconds:
+        words += f", {info.seconds / 3600:.2f} h of {info.task}"
+    ranked = sorted(info.rejects.items(), key=lambda item: (-item[1], item[0]))
+    reasons = f" ({', '.join(f'{count:,} {reason}' for reason, count in ranked)})" if ranked else ""
+    return f"{words}; {told(info.rejects, folder / REJECTS)}{reasons}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,13 +336,14 @@ class MakeManifest:
     def run(self) -> None:
         header = write_manifest(self.corpus)
         words = f"{header.rows} rows" + (f", {header.seconds / 3600:.2f} h" if header.kind == "speech" else "")
-        say("%s: %s, %d rejected", self.corpus.out, words, sum(header.rejects.values()))
+        say("%s: %s, %s", self.corpus.out, words, told(header.rejects, self.corpus.out / REJECTS))
 
 
 _STEPS: dict[str, type] = {
     "manifest": MakeManifest,
     "fit-codec": FitCodec,
     "fit-tokenizer": FitTokenizer,
+    "token-map": MakeTokenMap,
     "units": Units,
     "build": Build,
     "merge": Merge,

@@ -2,7 +2,8 @@
 
 In: a folder that `build` or `merge` wrote. Out: a DatasetInfo and the documents. Nothing in the file is taken on trust:
 a key too few or too many, a wrong type or a negative count is refused by file and key, since a count that is only
-nearly right would weight a blend wrongly for weeks. Opening compares sizes and counts; `verify` reads every byte.
+nearly right would weight a blend wrongly for weeks. The file ends with a hash of itself (seal.py). Opening compares
+sizes and counts; `verify` reads every byte.
 """
 
 from __future__ import annotations
@@ -13,21 +14,26 @@ import math
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import numpy as np
 
+from megatron_most.data.card import write_card
 from megatron_most.data.indexed import BIN, IDS, IDX, IndexedDocuments
+from megatron_most.data.seal import SEAL, check_seal, sealed
 from megatron_most.data.tokenizer import TokenizerIdentity
 from megatron_most.errors import DataError
-from megatron_most.runtime import write_atomically
+from megatron_most.runtime import JOB, sha256_file, write_atomically
 from megatron_most.speech import CodecIdentity
 from megatron_most.vocab import TAG_NAMES, TokenMap
 
-FORMAT = "most-dataset-1"
-INFO, REJECTS, CARD = "dataset.json", "rejects.jsonl", "README.md"
+FORMAT = "most-dataset-2"
+INFO, REJECTS, OVERLAPS, CARD = "dataset.json", "rejects.jsonl", "overlaps.jsonl", "README.md"
+DATA = (BIN, IDX, IDS, REJECTS, OVERLAPS)
+ABOUT = (CARD, JOB)
+"""Of these only `verify` cares: a card that was edited is no reason not to train."""
 Scalar = str | int | float | bool | None
 Option = Scalar | Sequence[Scalar]
 T = TypeVar("T")
@@ -97,34 +103,45 @@ class DatasetInfo:
             "tokenizer": self.tokenizer.to_dict() if self.tokenizer else None,
             "provenance": [asdict(source) for source in self.provenance],
         }
-        return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
+        return sealed(values)
 
     def save(self, folder: Path | str) -> None:
         """Write `dataset.json`; what `load_info` would refuse is refused here."""
         path = Path(folder) / INFO
-        text = self.to_json()
-        _parse_text(text, path)
-        write_atomically(path, text)
+        data = self.to_json().encode()
+        _parse(data, path)
+        write_atomically(path, data)
+
+
+def save_dataset(info: DatasetInfo, folder: Path) -> None:
+    """Write the data card, then `dataset.json` with the hashes of it and of the job; `info` has those of the data."""
+    write_atomically(folder / CARD, write_card(info))
+    replace(info, files={**info.files, **facts_of(folder, ABOUT)}).save(folder)
 
 
 def load_info(folder: Path | str) -> DatasetInfo:
     """Read `dataset.json`."""
     path = Path(folder) / INFO
     try:
-        text = path.read_text(encoding="utf-8")
+        data = path.read_bytes()
     except FileNotFoundError as error:
         raise DataError(f"{folder}: no dataset here ({INFO} is missing); make one with `build`") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except OSError as error:
         raise DataError(f"{path}: cannot be read: {error}; {_REMEDY}") from error
-    return _parse_text(text, path)
+    return _parse(data, path)
+
+
+def facts_of(folder: Path, names: Iterable[str]) -> dict[str, tuple[int, str]]:
+    """name -> (bytes, sha256) of files as they are."""
+    return {name: ((folder / name).stat().st_size, sha256_file(folder / name)) for name in names}
 
 
 def open_dataset(folder: Path | str) -> tuple[DatasetInfo, IndexedDocuments]:
     """A dataset ready to be read. Its files have the right sizes and fit each other and `dataset.json`."""
     folder = Path(folder)
     info = load_info(folder)
-    for name, (size, _) in info.files.items():
-        path = folder / name
+    for name in DATA:
+        path, (size, _) = folder / name, info.files[name]
         try:
             found = path.stat().st_size
         except OSError as error:
@@ -166,7 +183,7 @@ def find_repeated(paths: Sequence[Path]) -> tuple[int, list[str]]:
     return sum(counts[line] - 1 for line in repeated), names
 
 
-def _parse_text(text: str, path: Path) -> DatasetInfo:
+def _parse(data: bytes, path: Path) -> DatasetInfo:
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         if twice := next((name for name in names if names.count(name) > 1), None):
@@ -174,14 +191,19 @@ def _parse_text(text: str, path: Path) -> DatasetInfo:
         return dict(pairs)
 
     try:
-        values = json.loads(text, object_pairs_hook=once, parse_constant=_refuse_constant)
+        values = json.loads(data.decode(), object_pairs_hook=once, parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise DataError(f"{path}: malformed JSON: {error}; {_REMEDY}") from error
-    if isinstance(values, dict) and values.get("format") != FORMAT:
-        raise DataError(f"{path}: format = {values.get('format')!r}: not {FORMAT}; build it again with this version")
+    if isinstance(values, dict):  # anything else is refused below
+        if values.get("format") != FORMAT:
+            raise DataError(
+                f"{path}: format = {values.get('format')!r}: not {FORMAT}; build it again with this version"
+            )
+        check_seal(data, path, _REMEDY)
+        del values[SEAL]
     info = _parse_object(DatasetInfo, values, f"{path}")
     wanted = {"tokens_by_tag": (set(info.tokens_by_tag), set(TAG_NAMES))}
-    wanted["files"] = ({BIN, IDX, IDS, REJECTS} - set(info.files), set())
+    wanted["files"] = ({*DATA, *ABOUT}, set(info.files))
     for key, (found, needed) in wanted.items():
         if found != needed:
             raise DataError(f"{path}: {key}: {', '.join(sorted(found ^ needed))}: too many or missing; {_REMEDY}")

@@ -97,6 +97,10 @@ class HFTokenizer:
         """The id of a token given by its string."""
         return self._tokenizer.token_to_id(token)
 
+    def token_of(self, id: int) -> str | None:
+        """The string of a token given by its id."""
+        return self._tokenizer.id_to_token(id) if id < self.identity.vocab_size else None
+
     def _encode(self, texts: Sequence[str]) -> list[Ids]:
         try:
             encoded = self._tokenizer.encode_batch_fast(list(texts), add_special_tokens=False)
@@ -142,6 +146,10 @@ class SentencePieceTokenizer:
         """The id of a token given by its string."""
         id = self._tokenizer.piece_to_id(token)
         return id if self._tokenizer.id_to_piece(id) == token else None
+
+    def token_of(self, id: int) -> str | None:
+        """The string of a token given by its id."""
+        return self._tokenizer.id_to_piece(id) if id < self.identity.vocab_size else None
 
     def own_name(self, role: Literal["bos", "eos", "pad"]) -> str | None:
         """The string of the model's own BOS, EOS or pad."""

@@ -7,7 +7,6 @@ by reason and the run goes on.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
@@ -21,9 +20,19 @@ from megatron_most.data.manifest import Manifest, parse_row
 from megatron_most.data.rejects import Rejects, RowError
 from megatron_most.data.rows import Utterance
 from megatron_most.data.shards import Shard, shard_folder, shard_rows
-from megatron_most.data.unit_set import ARRAYS, FILES, HEADER, IDS, REJECTS, UnitHeader
+from megatron_most.data.unit_set import ARRAYS, FILES, HASHED, HEADER, IDS, REJECTS, UnitHeader
 from megatron_most.errors import DataError
-from megatron_most.runtime import Journal, Meter, confine, is_done, open_journal, sha256_file, write_atomically
+from megatron_most.runtime import (
+    Journal,
+    Meter,
+    confine,
+    is_done,
+    num_cores,
+    open_journal,
+    reading,
+    sha256_file,
+    write_atomically,
+)
 from megatron_most.speech import AudioError, SpeechCodec, UnitSequence, read_span
 
 CHUNK_ROWS, CHUNK_S = 256, 1200.0
@@ -41,7 +50,7 @@ class ExtractOptions:
     """mix: the mean of all channels. cut: the channel that the manifest names."""
     max_reject_rate: float = 0.05
     decode_threads: int = 0
-    """0: as many as there are cores, eight at most."""
+    """0: as many as there are cores for this process (as Slurm and cpusets give them), eight at most."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +70,19 @@ def extract_units(
         raise DataError(f"{manifest.folder}: a manifest of {manifest.header.kind}; units are made from speech")
     if not options.max_seconds > 0:
         raise DataError(f"--max-seconds {options.max_seconds:g}: give a length of time above 0")
-    if not audio_root.is_dir():
-        raise DataError(f"{audio_root}: no such folder; give where the audio is with --audio-root")
+    if options.decode_threads < 0:
+        raise DataError(
+            f"--decode-threads {options.decode_threads}: give a number, or 0 for as many as there are cores"
+        )
+    with reading(audio_root, "give where the audio is with --audio-root"):
+        if not audio_root.is_dir():
+            raise DataError(f"{audio_root}: no such folder; give where the audio is with --audio-root")
     folder = shard_folder(Path(out), shard)
     job = {
         "what": "units",
         "manifest": manifest.header.sha256,
-        "codec": codec.identity.to_dict(),
+        "codec": {name: value for name, value in codec.identity.to_dict().items() if name != "precision"},
+        "precision": codec.identity.precision,
         "shard": list(shard),
         "max_seconds": options.max_seconds,
         "channel": options.channel,
@@ -77,12 +92,17 @@ def extract_units(
     manifest.verify()
     first, last = shard_rows(manifest, shard)
     with ExitStack() as stack:
-        journal = stack.enter_context(open_journal(folder, job, FILES))
+        journal = stack.enter_context(open_journal(folder, job, FILES, reports=(REJECTS,)))
         done = _Progress(**journal.progress) if journal.progress else _Progress(next_row=first)
-        rejects = Rejects(lambda line: journal.write(REJECTS, line), options.max_reject_rate, done.rejects)
+        rejects = Rejects(
+            lambda line: journal.write(REJECTS, line),
+            options.max_reject_rate,
+            done.rejects,
+            where=journal.path(REJECTS),
+        )
         total_h = manifest.header.seconds / 3600 * (last - first) / max(manifest.header.rows, 1)
         meter = stack.enter_context(Meter(total_h, "units", _hours, done=done.seconds / 3600))
-        threads = stack.enter_context(ThreadPoolExecutor(options.decode_threads or min(8, os.cpu_count() or 1)))
+        threads = stack.enter_context(ThreadPoolExecutor(options.decode_threads or min(8, num_cores())))
         ahead = stack.enter_context(ThreadPoolExecutor(1))
         writer = stack.enter_context(ThreadPoolExecutor(1))
         reader = _Reader(audio_root, codec, options, threads)
@@ -150,13 +170,15 @@ class _Reader:
             return "too long", f"{row.duration:g} s; at most {self._options.max_seconds:g} s (--max-seconds)"
         try:
             path = confine(self._root, row.audio)
-        except DataError as error:
-            return "outside the data root", str(error)
+        except DataError:
+            return "outside the data root", row.audio
         channel = row.channel if self._options.channel == "cut" else None
         try:
             wave = read_span(path, row.start, row.duration, sample_rate=identity.sample_rate, channel=channel)
         except (AudioError, RowError) as error:
-            return error.reason, error.detail
+            detail = error.detail.replace(str(path), row.audio)  # lists of rejects are passed on
+            at_fault = "; not in the audio root, see --audio-root" if error.reason == "missing file" else ""
+            return error.reason, detail + at_fault
         if (highest := float(np.abs(wave).max(initial=0.0))) > LOUDEST:
             return "not sound", f"a sample of {highest:.3g}, where full scale is 1"
         if len(wave) < self._codec.min_samples:
@@ -206,7 +228,7 @@ def _finish(
         units=done.units,
         seconds=round(done.seconds, 3),
         rejects=done.rejects or {},
-        files={name: ((part / name).stat().st_size, sha256_file(part / name)) for name in FILES},
+        files={name: ((part / name).stat().st_size, sha256_file(part / name)) for name in HASHED},
     )
     write_atomically(part / HEADER, header.to_json())
 

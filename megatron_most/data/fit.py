@@ -1,14 +1,15 @@
 """Fitting a codec's centroids on a sample of manifests: whole utterances, drawn and ordered by a hash of their ids.
 
 So the sample is spread evenly over the corpora, comes shuffled (which k-means wants), and is the same for one seed.
+The codec's folder appears when it is whole; run again, the work is not done twice.
 """
 
 from __future__ import annotations
 
 import hashlib
-import os
+import shutil
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,13 +20,16 @@ from megatron_most.data.manifest import Manifest
 from megatron_most.data.rejects import RowError
 from megatron_most.data.rows import Utterance
 from megatron_most.errors import DataError
-from megatron_most.runtime import Meter, confine, get_logger
+from megatron_most.runtime import Meter, confine, get_logger, is_done, num_cores, open_journal
 from megatron_most.speech import (
     AudioError,
     CodecIdentity,
+    HubertCodec,
     HubertFeatures,
+    MfccCodec,
     fit_hubert_codec,
     fit_mfcc_codec,
+    load_codec,
     read_span,
     save_codec,
 )
@@ -49,17 +53,37 @@ def fit_codec(
     """Fit on MFCCs, or on `features` of HuBERT, and save the codec in `out`. Utterances that cannot be read are left
     out and counted.
     """
-    if out.exists() and any(out.iterdir()):
-        raise DataError(f"{out}: not empty; choose another folder or remove it")
+    job = {
+        "what": "codec",
+        "manifests": [manifest.header.sha256 for manifest in manifests],
+        "num_units": num_units,
+        "hours": hours,
+        "seed": seed,
+        "features": {"frame_s": frame_s} if features is None else features.facts,
+    }
+    if is_done(out, job):
+        return load_codec(out, model=features.model_name if features else None).identity
     sample = _draw(manifests, hours * 3600, seed, audio_root)
     rate = features.sample_rate if features else 16000
-    with Meter(sum(row.duration for _, row in sample) / 3600, "fit", _hours) as meter:
-        waves = _waves(sample, rate, meter)
-        if features is not None:
-            save_codec(codec := fit_hubert_codec(waves, features, num_units, seed), out)
-            return codec.identity
-        save_codec(mfcc := fit_mfcc_codec(waves, num_units, frame_s, seed), out)
-        return mfcc.identity
+    with open_journal(out, job, ()) as journal:
+        with Meter(sum(row.duration for _, row in sample) / 3600, "fit", _hours) as meter:
+            waves = _waves(sample, rate, meter)
+            if features is not None:
+                codec: HubertCodec | MfccCodec = fit_hubert_codec(waves, features, num_units, seed)
+            else:
+                codec = fit_mfcc_codec(waves, num_units, frame_s, seed)
+        journal.seal(lambda part: fill(part, lambda folder: save_codec(codec, folder)))
+    return codec.identity
+
+
+def fill(part: Path, make: Callable[[Path], object]) -> None:
+    """Let `make` write a new folder, as it insists on, and move what it wrote into the folder of a job."""
+    draft = part / "draft"
+    shutil.rmtree(draft, ignore_errors=True)  # of a run that was killed
+    make(draft)
+    for path in sorted(draft.iterdir()):
+        path.replace(part / path.name)
+    draft.rmdir()
 
 
 def _draw(
@@ -89,7 +113,7 @@ def _waves(sample: Sequence[tuple[Path, Utterance]], rate: int, meter: Meter) ->
     """Decoded by threads, in order."""
     failed = 0
     first = ""
-    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as threads:
+    with ThreadPoolExecutor(min(8, num_cores())) as threads:
         coming: deque[tuple[Utterance, Future[np.ndarray]]] = deque()
         for root, row in [*sample, *[(Path(), None)] * min(_AHEAD, len(sample))]:
             if row is not None:

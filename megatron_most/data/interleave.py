@@ -116,7 +116,7 @@ def checked_words(utterance: Utterance, units: UnitSequence) -> tuple[Word, ...]
     """The words that are not silence. RowError where their times, or the units' length, are not this utterance's."""
     words = tuple(word for word in utterance.words if word.text.strip())
     if not words:
-        raise RowError("no word times")
+        raise RowError("no word times", "--interleave.by segments needs none")
     end = 0.0
     for number, word in enumerate(words, 1):
         until = word.start + word.duration

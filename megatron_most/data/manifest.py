@@ -18,11 +18,12 @@ from typing import Any, Literal
 
 from megatron_most.data.rejects import RowError
 from megatron_most.data.rows import ChatRow, Row, TextRow, Utterance, parse_chat, parse_text, parse_utterance
+from megatron_most.data.seal import SEAL, check_seal, sealed
 from megatron_most.errors import DataError
-from megatron_most.runtime import sha256_file
+from megatron_most.runtime import cannot_read, reading, sha256_file
 
 Kind = Literal["speech", "text", "chat"]
-FORMAT = "most-manifest-1"
+FORMAT = "most-manifest-2"
 HEADER, ROWS, REJECTS = "manifest.json", "rows.jsonl.gz", "rejects.jsonl"
 
 
@@ -41,13 +42,18 @@ class ManifestHeader:
     audio_root: str = ""
     rows: int = 0
     seconds: float = 0.0
-    sha256: str = ""
-    """Of rows.jsonl.gz; names the manifest's content in everything made from it."""
+    files: dict[str, tuple[int, str]]
+    """name -> (bytes, sha256)"""
     rejects: dict[str, int] = field(default_factory=dict)
     format: str = FORMAT
 
+    @property
+    def sha256(self) -> str:
+        """Of rows.jsonl.gz; names the manifest's content in everything made from it."""
+        return self.files[ROWS][1]
+
     def to_json(self) -> str:
-        return json.dumps({k: v for k, v in asdict(self).items() if v is not None}, indent=1, ensure_ascii=False) + "\n"
+        return sealed({k: v for k, v in asdict(self).items() if v is not None})
 
 
 @dataclass(frozen=True)
@@ -58,13 +64,16 @@ class Manifest:
     header: ManifestHeader
 
     def verify(self) -> None:
-        """Raise where the rows are not those the header was written for."""
-        found = sha256_file(self.folder / ROWS)
-        if found != self.header.sha256:
-            raise DataError(
-                f"{self.folder / ROWS}: changed since the manifest was made (sha256 {found[:12]}…, header says "
-                f"{self.header.sha256[:12]}…); make the manifest again"
-            )
+        """Raise where a file is not the one that the header was written for."""
+        for name, (_, wanted) in self.header.files.items():
+            path = self.folder / name
+            with reading(path, "make the manifest again"):
+                found = sha256_file(path)
+            if found != wanted:
+                raise DataError(
+                    f"{path}: changed since the manifest was made (sha256 {found[:12]}…, header says {wanted[:12]}…); "
+                    "make the manifest again"
+                )
 
     def lines(self, start: int = 0, stop: int | None = None) -> Iterator[tuple[int, bytes]]:
         """(row number, line) of rows start..stop-1, unparsed: skipping is cheap."""
@@ -76,7 +85,7 @@ class Manifest:
                     if number >= start:
                         yield number, line
         except (OSError, EOFError, zlib.error) as error:
-            raise DataError(f"{self.folder / ROWS}: cannot be read: {error}; make the manifest again") from error
+            raise cannot_read(self.folder / ROWS, error, "make the manifest again") from error
 
     def rows(self) -> Iterator[Row]:
         for number, line in self.lines():
@@ -117,25 +126,33 @@ def open_manifest(folder: Path | str) -> Manifest:
     folder = Path(folder)
     path = folder / HEADER
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        data = path.read_bytes()
+        found = json.loads(data)
     except FileNotFoundError as error:
         raise DataError(f"{folder}: no manifest here ({HEADER} is missing); make one with `manifest`") from error
+    except NotADirectoryError as error:
+        raise DataError(f"{folder}: a file, not the folder of a manifest; give the folder") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read: {error}; make the manifest again") from error
+        raise cannot_read(path, error, "make the manifest again") from error
     if not isinstance(found, dict) or found.get("format") != FORMAT:
         raise DataError(f"{path}: not a manifest of format {FORMAT}; make it again with this version")
+    check_seal(data, path, "make the manifest again")
+    del found[SEAL]
     unknown = sorted(set(found) - {f.name for f in fields(ManifestHeader)})
     if unknown:
         raise DataError(f"{path}: unknown field {unknown[0]!r}; make the manifest again")
     try:
+        found["files"] = {name: (int(size), str(digest)) for name, (size, digest) in found["files"].items()}
         header = ManifestHeader(**found)
-    except TypeError as error:
+    except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise DataError(f"{path}: {error}; make the manifest again") from error
     texts = (header.corpus, header.split, header.licence, header.source, header.normalisation, header.audio_root)
-    if header.kind not in ("speech", "text", "chat") or not all(isinstance(t, str) for t in (*texts, header.sha256)):
+    if header.kind not in ("speech", "text", "chat") or not all(isinstance(t, str) for t in texts):
         raise DataError(f"{path}: a field has a wrong type or value; make the manifest again")
     if type(header.rows) is not int or header.rows < 0 or not isinstance(header.seconds, int | float):
         raise DataError(f"{path}: rows = {header.rows!r}, seconds = {header.seconds!r}: not counts; make it again")
+    if set(header.files) != {ROWS, REJECTS}:
+        raise DataError(f"{path}: files = {', '.join(header.files)}: not {ROWS}, {REJECTS}; make the manifest again")
     return Manifest(folder=folder, header=header)
 
 

@@ -21,7 +21,7 @@ from megatron_most.data.manifest import HEADER, REJECTS, ROWS, Kind, ManifestHea
 from megatron_most.data.rejects import Rejects, RowError
 from megatron_most.data.rows import ChatRow, chat_dict, parse_chat, parse_text, parse_utterance
 from megatron_most.errors import DataError
-from megatron_most.runtime import claim, sync_folder, write_atomically
+from megatron_most.runtime import cannot_write, claim, sha256_file, sync_folder, write_atomically, writing
 
 _CHECK_EVERY = 1000  # rows between two looks at the reject rate
 _encode = json.JSONEncoder(ensure_ascii=False, separators=(",", ":")).encode
@@ -57,11 +57,19 @@ class ManifestWriter:
     def header(self) -> ManifestHeader:
         return self._header
 
+    @property
+    def _kept_rejects(self) -> Path:
+        """Where the list of bad rows stays when there is no manifest."""
+        return self.folder.with_name(f"{self.folder.name}.{REJECTS}")
+
     def __enter__(self) -> Self:
-        if self.folder.exists():
-            raise DataError(f"{self.folder}: exists already; choose another folder or remove it")
         self._part = self.folder.with_name(f"{self.folder.name}.part")
-        with _disk(self._part):
+        self.rejects = Rejects(
+            lambda line: self._rejects_file.write(line), self._max_reject_rate, where=self._kept_rejects
+        )
+        with writing(self._part):
+            if self.folder.exists():
+                raise DataError(f"{self.folder}: exists already; choose another folder or remove it")
             self._part.mkdir(parents=True, exist_ok=True)
             self._holding = contextlib.ExitStack()
             self._claim = self._holding.enter_context(claim(self._part))
@@ -73,7 +81,6 @@ class ManifestWriter:
             self._gzip = gzip.GzipFile(filename="", mode="wb", compresslevel=_FAST, fileobj=raw, mtime=0)
             self._rows_file = io.BufferedWriter(self._gzip, 1 << 20)  # type: ignore[type-var]
             self._rejects_file = open(self._part / REJECTS, "wb")
-        self.rejects = Rejects(self._rejects_file.write, self._max_reject_rate)
         self._ids = sqlite3.connect("")  # on disk, deleted by itself
         self._ids.execute("PRAGMA journal_mode=OFF")
         self._ids.execute("PRAGMA cache_size=-65536")
@@ -117,7 +124,7 @@ class ManifestWriter:
         self._add(row.id, _encode(as_dict))
 
     def reject(self, id: str, reason: str, detail: str = "") -> None:
-        with _disk(self._part):
+        with writing(self._part):
             self.rejects.add(id, reason, detail)
         self._judge()
 
@@ -128,8 +135,8 @@ class ManifestWriter:
             return
         try:
             self._rows_file.write(line.encode() + b"\n")
-        except OSError as error:  # not by _disk: this is the hot path
-            raise _unwritable(self._part, error) from error
+        except OSError as error:  # not by `writing`: this is the hot path
+            raise cannot_write(self._part, error) from error
         self.rows += 1
         self._seconds += seconds
         self._judge()
@@ -157,17 +164,21 @@ class ManifestWriter:
     def _seal(self) -> None:
         self.rejects.check(self.rows + self.rejects.total, at_end=True)
         if not self.rows:
-            raise DataError(f"{self.folder}: no usable row (rejected: {self.rejects}); check the path and the options")
-        with _disk(self._part):
+            listed = f"; look at {self._kept_rejects}" if self.rejects.total else ""
+            raise DataError(
+                f"{self.folder}: no usable row (rejected: {self.rejects}); check the path and the options{listed}"
+            )
+        with writing(self._part):
             self._rows_file.close()
             self._file.close()
             self._rejects_file.close()
+            hashes = {ROWS: self._hash.hexdigest(), REJECTS: sha256_file(self._part / REJECTS)}
             self._header = ManifestHeader(
                 **self._about,  # type: ignore[arg-type]
                 language=self._language,
                 rows=self.rows,
                 seconds=round(self._seconds, 3),
-                sha256=self._hash.hexdigest(),
+                files={name: ((self._part / name).stat().st_size, digest) for name, digest in hashes.items()},
                 rejects=dict(self.rejects.counts),
             )
             write_atomically(self._part / HEADER, self._header.to_json())
@@ -175,7 +186,7 @@ class ManifestWriter:
             self._part.rename(self.folder)
             for mark in self.folder.glob(".claim-*"):
                 mark.unlink(missing_ok=True)
-            self.folder.with_name(f"{self.folder.name}.{REJECTS}").unlink(missing_ok=True)  # of a try that failed
+            self._kept_rejects.unlink(missing_ok=True)  # of a try that failed
             sync_folder(self.folder.parent)
 
     def _keep_rejects(self) -> None:
@@ -183,7 +194,7 @@ class ManifestWriter:
         rejects = self._part / REJECTS
         if self.rejects.total and rejects.exists():
             with contextlib.suppress(OSError):
-                rejects.replace(self.folder.with_name(f"{self.folder.name}.{REJECTS}"))
+                rejects.replace(self._kept_rejects)
         shutil.rmtree(self._part, ignore_errors=True)
 
 
@@ -200,15 +211,3 @@ class _Hashed(io.RawIOBase):
         self._sum.update(data)
         self._to.write(data)
         return len(data)
-
-
-@contextlib.contextmanager
-def _disk(folder: Path) -> Any:
-    try:
-        yield
-    except OSError as error:
-        raise _unwritable(folder, error) from error
-
-
-def _unwritable(folder: Path, error: OSError) -> DataError:
-    return DataError(f"{folder}: cannot be written: {error.strerror or error}; free space or choose another")

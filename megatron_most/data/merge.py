@@ -1,8 +1,10 @@
 """Shards of one build -> the dataset that one process would have built, each byte copied once.
 
-The shards' own numbers give the order. Tokens are never decoded: files are laid end to end, hashed on the way against
-what each shard says of itself, and the index is written anew from the shards' indexes. Shards that differ in anything
-but their part of the rows are refused by name. Killed, or out of disk, the same command goes on.
+Every file is that of the whole build, however many manifests and shards there are, but job.json, which says that it was
+merged, and its line in dataset.json. The shards' own numbers give the order. Tokens are never decoded: files are laid
+end to end, hashed on the way against what each shard says of itself, and the index is written anew from the shards'
+indexes. Shards that differ in anything but their part of the rows are refused by name. Killed, or out of disk, the same
+command goes on.
 """
 
 from __future__ import annotations
@@ -16,17 +18,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_most.data.card import write_card
-from megatron_most.data.dataset import CARD, INFO, DatasetInfo, find_repeated, open_dataset
-from megatron_most.data.indexed import IDS, IDX, IndexedDocuments, join_indexes
+from megatron_most.data.dataset import DATA, INFO, DatasetInfo, find_repeated, open_dataset, save_dataset
+from megatron_most.data.index_writer import join_indexes
+from megatron_most.data.indexed import IDS, IDX, IndexedDocuments
 from megatron_most.errors import DataError
-from megatron_most.runtime import Journal, Meter, is_done, open_journal, sha256_file, write_atomically
+from megatron_most.runtime import Journal, Meter, is_done, open_journal, sha256_file
 
 _BLOCK = 1 << 23
 
 
 @dataclass(frozen=True)
-class _Shard:
+class DatasetShard:
+    """One of several, opened."""
+
     number: int
     folder: Path
     info: DatasetInfo
@@ -36,14 +40,14 @@ class _Shard:
 def merge(folders: Sequence[Path | str], out: Path | str) -> Path:
     """Join all shards of a set, given in any order. `out` appears when it is whole."""
     out = Path(out)
-    shards = _in_order([Path(folder) for folder in folders])
-    for shard in shards[1:]:
-        _check_same(shards[0], shard)
+    shards = open_shards([Path(folder) for folder in folders])
+    if not any(shard.info.documents for shard in shards):
+        raise DataError(f"{shards[0].folder.parent}: no shard holds a document; look at their rejects.jsonl")
     job = {"what": "merge", "shards": [sha256_file(shard.folder / INFO) for shard in shards]}
     if is_done(out, job):
         return out
     _check_ids(shards)
-    names = [name for name in shards[0].info.files if name != IDX]
+    names = [name for name in DATA if name != IDX]
     sizes = [sum(shard.info.files[name][0] for name in names) / 1e9 for shard in shards]
     with ExitStack() as stack:
         journal = stack.enter_context(open_journal(out, job, names))
@@ -66,11 +70,11 @@ def merge(folders: Sequence[Path | str], out: Path | str) -> Path:
     return out
 
 
-def _in_order(folders: list[Path]) -> list[_Shard]:
-    """Every shard of the set, opened."""
+def open_shards(folders: list[Path]) -> list[DatasetShard]:
+    """Every shard of a set, opened; they must be of one build, and none missing."""
     if not folders:
-        raise DataError("merge: no shards given; give the folders that `build --shard i/n` wrote")
-    found: dict[int, _Shard] = {}
+        raise DataError("no shards given; give the folders that `build --shard I/N` wrote")
+    found: dict[int, DatasetShard] = {}
     count = 0
     for folder in folders:
         info, documents = open_dataset(folder)
@@ -83,15 +87,17 @@ def _in_order(folders: list[Path]) -> list[_Shard]:
             raise DataError(f"{folder}: one of {of} shards, but {folders[0]} is one of {count}; give shards of one set")
         if number in found:
             raise DataError(f"{folder}: shard {number} of {of}, but so is {found[number].folder}; give each shard once")
-        count, found[number] = of, _Shard(number, folder, info, documents)
+        count, found[number] = of, DatasetShard(number, folder, info, documents)
     if missing := sorted(set(range(count)) - set(found)):
-        raise DataError(
-            f"merge: shard {missing[0]} of {count} is missing ({len(missing)} in all); build it, or name its folder too"
-        )
-    return [found[number] for number in range(count)]
+        named = f"shard {missing[0]} of {count} is missing ({len(missing)} in all)"
+        raise DataError(f"{folders[0].parent}: {named}; build it, or name its folder too")
+    shards = [found[number] for number in range(count)]
+    for shard in shards[1:]:
+        _check_same(shards[0], shard)
+    return shards
 
 
-def _check_same(first: _Shard, shard: _Shard) -> None:
+def _check_same(first: DatasetShard, shard: DatasetShard) -> None:
     first.info.tokens.require_same(shard.info.tokens, str(shard.folder))
     for name, ours, theirs in _compared(first.info, shard.info):
         if ours != theirs:
@@ -107,11 +113,10 @@ def _compared(first: DatasetInfo, second: DatasetInfo) -> list[tuple[str, Any, A
         both.append((f"options.{name}", first.options.get(name), second.options.get(name)))
     both.append(("provenance", first.provenance, second.provenance))
     both.append(("evaluation sets looked for", sorted(first.overlaps), sorted(second.overlaps)))
-    both.append(("files", sorted(first.files), sorted(second.files)))
     return both
 
 
-def _check_ids(shards: Sequence[_Shard]) -> None:
+def _check_ids(shards: Sequence[DatasetShard]) -> None:
     count, ids = find_repeated([shard.folder / IDS for shard in shards])
     if not count:
         return
@@ -126,7 +131,7 @@ def _check_ids(shards: Sequence[_Shard]) -> None:
     )
 
 
-def _copy(journal: Journal, name: str, shard: _Shard, whole: Any, pool: ThreadPoolExecutor, meter: Meter) -> None:
+def _copy(journal: Journal, name: str, shard: DatasetShard, whole: Any, pool: ThreadPoolExecutor, meter: Meter) -> None:
     """Append one file of a shard. Both hashes, its own and that of the whole, are taken side by side."""
     own = hashlib.sha256()
 
@@ -155,7 +160,7 @@ def _damaged(path: Path) -> DataError:
     return DataError(f"{path}: damaged: its sha256 is not that of {INFO}; copy or build this shard again")
 
 
-def _finish(part: Path, shards: Sequence[_Shard], hashes: dict[str, str]) -> None:
+def _finish(part: Path, shards: Sequence[DatasetShard], hashes: dict[str, str]) -> None:
     join_indexes(part / IDX, [shard.documents for shard in shards])
     infos = [shard.info for shard in shards]
     hashes = {**hashes, IDX: sha256_file(part / IDX)}
@@ -166,14 +171,13 @@ def _finish(part: Path, shards: Sequence[_Shard], hashes: dict[str, str]) -> Non
         tokens_by_tag={tag: sum(info.tokens_by_tag[tag] for info in infos) for tag in infos[0].tokens_by_tag},
         trained_tokens=sum(info.trained_tokens for info in infos),
         longest=max(info.longest for info in infos),
-        seconds=round(sum(info.seconds for info in infos), 3),
-        files={name: ((part / name).stat().st_size, hashes[name]) for name in infos[0].files},
+        seconds=sum(round(1e6 * info.seconds) for info in infos) / 1e6,  # whole numbers, as `build` adds them
+        files={name: ((part / name).stat().st_size, hashes[name]) for name in DATA},
         rejects=_added(info.rejects for info in infos),
         overlaps={name: sum(info.overlaps[name] for info in infos) for name in infos[0].overlaps},
         options={**infos[0].options, "shard": [0, 1]},
     )
-    write_atomically(part / CARD, write_card(info))
-    info.save(part)
+    save_dataset(info, part)
 
 
 def _added(counts: Any) -> dict[str, int]:

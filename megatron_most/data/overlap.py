@@ -28,6 +28,7 @@ from megatron_most.data.manifest import load_json_line, open_manifest
 from megatron_most.data.rejects import RowError
 from megatron_most.data.rows import ChatRow, Row, TextRow, Utterance
 from megatron_most.errors import DataError
+from megatron_most.runtime import cannot_read, open_file
 
 Hashes = NDArray[np.uint64]
 
@@ -290,12 +291,12 @@ def _items(path: Path, fields: Sequence[str], speakers: set[str], recordings: se
 def _lines(path: Path) -> Iterator[tuple[int, bytes]]:
     """(number from 1, line) of lines that are not blank."""
     try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as file:
+        with open_file(path) as raw, gzip.open(raw) if path.suffix == ".gz" else raw as file:
             for number, line in enumerate(file, 1):
                 if line.strip():
                     yield number, line
     except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"{path}: cannot be read: {error}; check the path, or fetch the file again") from error
+        raise cannot_read(path, error, "check the path, or fetch the file again") from error
 
 
 def _strings(value: Any) -> Iterator[str]:

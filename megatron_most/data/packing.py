@@ -82,6 +82,11 @@ class PackedRow:
         """Places that are not pads."""
         return sum(piece.stop - piece.start - 1 for piece in self.pieces)
 
+    @property
+    def pairs(self) -> int:
+        """Of a token and one that it sees: itself and those before it in its document."""
+        return sum((size := piece.stop - piece.start - 1) * (size + 1) // 2 for piece in self.pieces)
+
 
 def deal_rows(rows: Sequence[PackedRow], rank: int, ranks: int, micro_batch_size: int) -> list[list[PackedRow]]:
     """The micro-batches of data rank `rank` of `ranks`: as many and as large on each, filled up with fillers."""

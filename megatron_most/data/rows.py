@@ -165,7 +165,7 @@ def _part(part: Any) -> Part:
         if kind == "text" and isinstance(value, str):
             return _encodable(value)
         if kind == "speech" and isinstance(value, str) and value:
-            return SpeechPart(value)
+            return SpeechPart(_encodable(value))
         if kind == "units" and isinstance(value, list) and value and all(type(u) is int and u >= 0 for u in value):
             return tuple(value)
     raise RowError("malformed row", "a part is {text: string}, {units: list of numbers >= 0} or {speech: id}")
@@ -175,12 +175,14 @@ def _words(alignment: Any) -> tuple[Word, ...]:
     words = alignment.get("word") if isinstance(alignment, dict) else None
     if not words:
         return ()
+    if not isinstance(words, list):
+        raise RowError("bad word times", "aligned words are a list")
     found = []
     for word in words:
         if not isinstance(word, list) or len(word) < 3 or not isinstance(word[0], str):
             raise RowError("bad word times", "an aligned word is [word, start, duration]")
         start, duration = ({"t": word[i]} for i in (1, 2))
-        found.append(Word(text=word[0], start=_number(start, "t"), duration=_number(duration, "t")))
+        found.append(Word(text=_encodable(word[0]), start=_number(start, "t"), duration=_number(duration, "t")))
     return tuple(found)
 
 

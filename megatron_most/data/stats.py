@@ -20,7 +20,7 @@ from megatron_most.data.dataset import INFO, DatasetInfo, open_dataset
 from megatron_most.data.indexed import IndexedDocuments, Sequences, is_trained_mode, tag_of_mode
 from megatron_most.data.manifest import Manifest, Utterance
 from megatron_most.errors import DataError
-from megatron_most.runtime import Meter, progress
+from megatron_most.runtime import Meter, printable, progress
 from megatron_most.vocab import AUDIO, TAG_NAMES, TEXT
 
 PERCENTILES = (1, 5, 25, 50, 75, 95, 99)
@@ -229,14 +229,6 @@ def span(seconds: float) -> str:
     if seconds < 360:
         return f"{seconds / 60:.1f} min"
     return f"{seconds / 3600:,.2f} h" if seconds < 360000 else f"{seconds / 3600:,.0f} h"
-
-
-def printable(text: str, most: int | None = None) -> str:
-    """One line without control characters, which could steer a terminal; if too long, its middle is left out."""
-    line = "".join(sign if sign.isprintable() else "�" if sign > "\x7f" else " " for sign in text)
-    if most is None or len(line) <= most:
-        return line
-    return f"{line[: most // 2]}…{line[len(line) - (most - most // 2 - 1) :]}"
 
 
 def _count(name: str, info: DatasetInfo, documents: IndexedDocuments) -> DatasetStats:

@@ -1,104 +1,36 @@
 """One HTML file that shows what is in datasets: numbers, plots, origins, and a few utterances to hear.
 
 In: DatasetStats, examples found by a hash of utterance ids, hours of speakers. Out: a page that loads nothing from
-anywhere: sounds and plots are inside it, and its own policy forbids requests. Matplotlib draws SVG in stand-in colours
-which become variables of the page's style, so plots follow the reader's light or dark scheme. Every name is hostile
-until escaped: the template escapes all, matplotlib reads no formulas. Equal inputs give equal bytes.
+anywhere: sounds and plots are inside it. Equal inputs give equal bytes.
 """
 
 from __future__ import annotations
 
 import base64
-import hashlib
-import heapq
-import importlib.util
 import io
-import re
-import warnings
 import wave
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from megatron_most.data.dataset import Source
-from megatron_most.data.manifest import Manifest, parse_row
-from megatron_most.data.rejects import RowError
-from megatron_most.data.rows import Utterance
-from megatron_most.data.stats import LONG, DatasetStats, SpeakerHours, facts, percent, printable, short, span
-from megatron_most.data.unit_set import UnitSet
-from megatron_most.errors import DataError, UpstreamError
-from megatron_most.runtime import confine, write_atomically
-from megatron_most.speech import AudioError, CodecIdentity, UnitSequence, read_span
-from megatron_most.vocab import TAG_NAMES
+from megatron_most.data.stats import DatasetStats, SpeakerHours, facts, percent, short, span
+from megatron_most.data.stats_examples import Example, find_examples
+from megatron_most.data.stats_plots import draw_bars, draw_example, draw_plots
+from megatron_most.runtime import page
+from megatron_most.runtime.drawing import drawing
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-    from matplotlib.figure import Figure
+__all__ = ["TEMPLATE", "Example", "find_examples", "require_page", "write_page"]
 
 TEMPLATE = Path(__file__).with_name("pages") / "stats.html.jinja"
-_COLOURS = {"ink": "#fe0101", "muted": "#fe0102", "grid": "#fe0103"} | {
-    name: f"#fe02{tag:02d}" for tag, name in enumerate(TAG_NAMES)
-}
-_INCHES, _LEFT, _RIGHT = 4.2, 0.45, 0.08  # of a plot: its width and margins; the page scales it
-_SIGNS, _PANEL_SIGNS = 55, 47  # that fit side by side above a bar, and above a panel
-_MOST_SPEAKERS, _MOST_BINS = 10, 600
-_LONG_S, _CANDIDATES = 30.0, 64
-
-
-@dataclass(frozen=True, eq=False)
-class Example:
-    """An utterance as its codec heard it, and what the codec made of it."""
-
-    utterance: Utterance
-    codec: CodecIdentity
-    wave: np.ndarray
-    """Mono float32 at the codec's rate."""
-    units: UnitSequence
+_MOST_SPEAKERS = 10
 
 
 def require_page(out: Path) -> None:
     """Raise where no page could be written: better before hours of counting than after."""
-    if missing := [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]:
-        raise UpstreamError(
-            f"{' and '.join(missing)}: not installed, but the page needs it; install it with "
-            "`pip install megatron-most[data]`, or leave out --out to see the numbers only"
-        )
-    if out.suffix.lower() not in (".html", ".htm") or out.is_dir():
-        raise DataError(f"{out}: not a name for a page; give --out a file name that ends in .html")
-
-
-def find_examples(
-    manifest: Manifest, units: UnitSet, audio_root: Path | None = None, count: int = 6, seed: int = 0
-) -> tuple[Example, ...]:
-    """Some utterances, the same for a seed whatever the shards; those over 30 s only where others do not suffice."""
-    root = audio_root or manifest.audio_root
-    if units.manifest_sha256 != manifest.header.sha256:
-        raise DataError(f"{units.path}: units of another manifest than {manifest.folder}; give the two that belong")
-    if not root.is_dir():
-        raise DataError(f"{root}: no such folder; give where the audio is with --audio-root")
-
-    def hashed() -> Iterator[tuple[bytes, int, int, str]]:
-        for s, shard in enumerate(units.shards):
-            for i, id in enumerate(shard.ids()):
-                yield hashlib.blake2b(f"{seed}/{id}".encode(), digest_size=8).digest(), s, i, id
-
-    def seconds(candidate: tuple[bytes, int, int, str]) -> float:
-        return max(_LONG_S, units.shards[candidate[1]].sequence(candidate[2]).num_frames * units.codec.frame_s)
-
-    chosen = sorted(heapq.nsmallest(_CANDIDATES * count, hashed()), key=seconds)[:count]  # stable: else by hash
-    places = {int(units.shards[s].rows[i]): (units.shards[s].sequence(i), id) for _, s, i, id in chosen}
-    examples = []
-    for number, line in manifest.lines(min(places, default=0), max(places, default=-1) + 1):
-        if number in places:
-            row, (sequence, id) = _utterance(manifest, number, line), places[number]
-            if row.id != id:
-                raise DataError(f"{units.path}: row {number + 1} is {id!r} there, but {row.id!r} in {manifest.folder}")
-            examples.append(Example(row, units.codec, _read(root, row, units.codec.sample_rate), sequence))
-    return tuple(examples)
+    page.require_page(out, "or leave out --out to see the numbers only")
 
 
 def write_page(
@@ -106,53 +38,19 @@ def write_page(
 ) -> None:
     """Write the page; one that is there is replaced."""
     require_page(out)
-    with _drawing():
-        page = _render(
+    with drawing():
+        page.write_page(
+            out,
+            TEMPLATE,
             title=" · ".join(one.name for one in stats),
             tiles=_tiles(stats),
             facts=_side_by_side(stats),
-            plots=_plots(stats),
+            plots=draw_plots(stats),
             speakers=_speakers(speakers),
             examples=[_example(number, one) for number, one in enumerate(examples)],
             stats=stats,
             sources=_sources(stats),
         )
-    try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(out, page)
-    except OSError as error:
-        raise DataError(f"{out}: cannot be written: {error.strerror or error}; choose another place") from error
-
-
-def _render(**values: Any) -> str:
-    import jinja2
-    from markupsafe import Markup
-
-    environment = jinja2.Environment(
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=lambda value: value if isinstance(value, Markup) or not isinstance(value, str) else printable(value),
-    )
-    return environment.from_string(TEMPLATE.read_text(encoding="utf-8")).render(**values)
-
-
-def _utterance(manifest: Manifest, number: int, line: bytes) -> Utterance:
-    try:
-        row = parse_row(manifest.header.kind, line)
-    except RowError as error:
-        raise DataError(f"{manifest.folder}, row {number + 1}: {error}") from error
-    if not isinstance(row, Utterance):
-        raise DataError(f"{manifest.folder}: a manifest of {manifest.header.kind}; examples are of speech")
-    return row
-
-
-def _read(root: Path, row: Utterance, rate: int) -> np.ndarray:
-    try:
-        return read_span(confine(root, row.audio), row.start, row.duration, sample_rate=rate)
-    except AudioError as error:
-        raise DataError(f"utterance {row.id!r}: {error}; give where the audio is with --audio-root") from error
 
 
 def _tiles(stats: Sequence[DatasetStats]) -> list[tuple[str, str]]:
@@ -202,7 +100,7 @@ def _example(number: int, example: Example) -> dict[str, Any]:
         "units": " ".join(f"{unit}×{frames}" if frames > 1 else f"{unit}" for unit, frames in runs),
         "rate": f"{len(units):,} units, {len(units) / seconds:.1f} per second",
         "codec": f"{example.codec.name} ({example.codec.hash[:12]}), frames of {frame_ms:g} ms",
-        "plot": _plot_example(example, f"example {number}"),
+        "plot": draw_example(example, f"example {number}"),
     }
 
 
@@ -226,169 +124,4 @@ def _speakers(speakers: Sequence[SpeakerHours]) -> dict[str, Any] | None:
         for one in top
     ]  # fmt: skip
     share = percent(sum(one.seconds for one in top) / total)
-    return {"plot": _bars("speakers", bars), "shown": len(top), "of": f"{len(speakers):,}", "share": share}
-
-
-def _plots(stats: Sequence[DatasetStats]) -> dict[str, Any]:
-    """Name -> SVG; those of units only where there are units."""
-    most = max((one.tokens for one in stats), default=0) or 1
-    counts, shares = [], []
-    for one in stats:
-        parts = [(n, tag) for n, tag in zip(one.tokens_by_tag, TAG_NAMES, strict=True) if n]
-        words = " · ".join(f"{tag} {short(n)}" for n, tag in parts)
-        counts.append((one.name, words, [(n / most, tag) for n, tag in parts]))
-        words = " · ".join(f"{tag} {percent(n / one.tokens)}" for n, tag in parts)
-        shares.append((one.name, words, [(n / one.tokens, tag) for n, tag in parts]))
-    plots = {"counts": _bars("counts", counts), "shares": _bars("shares", shares), "lengths": _plot_lengths(stats)}
-    if spoken := [one for one in stats if one.units]:
-        plots |= {"units": _plot_units(spoken, False), "ranks": _plot_units(spoken, True)}
-    return plots
-
-
-def _bars(plot: str, rows: Sequence[tuple[str, str, list[tuple[float, str]]]]) -> Any:
-    """Rows of (name, value in words, parts as shares of the full width, each of a colour): text above its bar."""
-    figure, [axes] = _panels(1, 0.36 * len(rows), edge=0.0, above=0.0, below=0.04)
-    axes.set(xlim=(0, 1), ylim=(len(rows), 0))
-    axes.axis("off")
-    for y, (name, words, parts) in enumerate(rows):
-        axes.text(0, y + 0.45, printable(name, max(_SIGNS - len(words), 8)), color=_COLOURS["ink"])
-        axes.text(1, y + 0.45, words, color=_COLOURS["muted"], ha="right")
-        axes.barh(y + 0.74, 1, 0.26, color=_COLOURS["grid"])
-        ends = np.cumsum([share for share, _ in parts])
-        for end, (share, colour) in zip(ends, parts, strict=True):
-            axes.barh(y + 0.74, share, 0.26, left=end - share, color=_COLOURS[colour])
-    return _svg(figure, plot)
-
-
-def _plot_units(stats: Sequence[DatasetStats], is_ranked: bool) -> Any:
-    """The share of each unit, by its number or by its rank."""
-    figure, panels = _panels(len(stats), 0.95, above=0.27, below=0.42)
-    for axes, one in zip(panels, stats, strict=True):
-        size = len(one.unit_counts)
-        shares = (np.sort(one.unit_counts)[::-1] if is_ranked else one.unit_counts) / one.units
-        edges = np.linspace(0, size, min(size, _MOST_BINS) + 1).round().astype(int)
-        means = np.add.reduceat(shares, edges[:-1]) / np.diff(edges)
-        axes.fill_between(edges, np.append(means, means[-1]), step="post", color=_COLOURS["audio"], lw=0)
-        axes.axhline(1 / one.num_units, color=_COLOURS["muted"], lw=0.8, dashes=(3, 2))
-        _title(axes, one.name, f"{one.num_units - one.unused_units:,} of {one.num_units:,} units occur")
-        axes.set(xlim=(0, size), ylim=(0, means.max() * 1.08))
-        _ticks(axes, lambda x: f"{x:,.0f}", percent_ticks=True)
-    panels[-1].set_xlabel("rank" if is_ranked else "unit")
-    return _svg(figure, f"units {is_ranked}")
-
-
-def _plot_lengths(stats: Sequence[DatasetStats]) -> Any:
-    """How long documents are, on one logarithmic scale for all."""
-    longest = max([one.longest for one in stats] + [2])
-    shortest = min([int(one.lengths[0]) for one in stats if one.documents] + [longest])
-    low, high = int(np.floor(np.log2(shortest) * 4)), int(np.floor(np.log2(longest) * 4)) + 1
-    edges = 2.0 ** (np.arange(low, high + 1) / 4)
-    step = max(1, -(-(high - low) // (4 * 6)))
-    figure, panels = _panels(len(stats), 0.62, above=0.27, below=0.42)
-    for axes, one in zip(panels, stats, strict=True):
-        counts, _ = np.histogram(one.lengths, edges, weights=one.length_counts)
-        shares = counts / max(one.documents, 1)
-        axes.fill_between(edges, np.append(shares, shares[-1]), step="post", color=_COLOURS["ink"], lw=0, alpha=0.6)
-        for length in LONG:
-            if edges[0] < length < edges[-1]:
-                axes.axvline(length, color=_COLOURS["muted"], lw=0.8, dashes=(3, 2))
-        _title(axes, one.name, f"median {one.percentile(50):,} · 95 % ≤ {one.percentile(95):,}")
-        axes.set_xscale("log", base=2)
-        axes.set(xlim=(edges[0], edges[-1]), ylim=(0, max(shares.max() * 1.08, 1e-9)))
-        powers = range(-(-low // 4), high // 4 + 1)
-        axes.set_xticks([2**power for power in powers if power % step == 0])
-        _ticks(axes, lambda x: f"{x:,.0f}", percent_ticks=True)
-    panels[-1].set_xlabel("tokens of a document")
-    return _svg(figure, "lengths")
-
-
-def _plot_example(example: Example, name: str) -> Any:
-    """The wave above the units, on one scale of time."""
-    units, samples = example.units, example.wave
-    seconds = len(samples) / example.codec.sample_rate
-    figure, (above, below) = _panels(2, 0.62, above=0.06, below=0.42)
-    edges = np.linspace(0, len(samples), min(len(samples), 400), endpoint=False).astype(int)
-    highs, lows = (cut.reduceat(samples, edges) for cut in (np.maximum, np.minimum))
-    above.fill_between(edges / example.codec.sample_rate, lows, highs, color=_COLOURS["muted"], lw=0.3)
-    loudest = max(float(np.abs(samples).max()), 1e-4) * 1.05
-    above.set(xlim=(0, seconds), ylim=(-loudest, loudest))
-    above.axis("off")
-    ends = np.cumsum(units.durations, dtype=np.int64) * units.frame_s
-    times = np.stack([ends - units.durations * units.frame_s, ends, np.full(len(ends), np.nan)], axis=1)
-    below.plot(times.ravel(), np.repeat(units.units, 3), color=_COLOURS["audio"], lw=2, solid_capstyle="butt")
-    below.set(xlim=(0, seconds), ylim=(-0.04 * example.codec.num_units, 1.04 * example.codec.num_units))
-    below.set(xlabel="seconds", ylabel="unit")
-    _ticks(below, lambda x: f"{x:g}")
-    return _svg(figure, name)
-
-
-@contextmanager
-def _drawing() -> Iterator[None]:
-    """Matplotlib as it comes, whatever the user's settings; no pyplot, so no window and nothing left open."""
-    import matplotlib
-
-    with warnings.catch_warnings(), matplotlib.rc_context():
-        warnings.simplefilter("ignore")  # a name in a script that the font lacks: the reader's browser has it
-        matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_settings())
-        yield
-
-
-def _settings() -> Any:
-    named = {"svg.fonttype": "none", "text.parse_math": False, "font.size": 9}
-    named |= {"axes.edgecolor": _COLOURS["grid"], "axes.labelcolor": _COLOURS["muted"], "axes.labelsize": 9}
-    ticks = {"color": _COLOURS["grid"], "labelcolor": _COLOURS["muted"], "labelsize": 8, "major.size": 3}
-    return named | {f"{side}tick.{what}": value for side in "xy" for what, value in ticks.items()}
-
-
-def _panels(count: int, height: float, *, above: float, below: float, edge: float = _LEFT) -> tuple[Figure, list[Axes]]:
-    """Axes one under the other, in inches, each with room for a title above; below the last, room for a label."""
-    from matplotlib.figure import Figure
-
-    row = above + height + 0.26 * (below > 0.2)
-    total = count * row + below - 0.26 * (below > 0.2)
-    figure = Figure(figsize=(_INCHES, total))
-    width = (_INCHES - edge - (_RIGHT if edge else 0)) / _INCHES
-    tops = [total - i * row - above for i in range(count)]
-    return figure, [figure.add_axes((edge / _INCHES, (top - height) / total, width, height / total)) for top in tops]
-
-
-def _title(axes: Axes, name: str, words: str) -> None:
-    axes.set_title(
-        printable(name, max(_PANEL_SIGNS - len(words), 8)), loc="left", fontsize=9, color=_COLOURS["ink"], pad=5
-    )
-    axes.set_title(words, loc="right", fontsize=9, color=_COLOURS["muted"], pad=5)
-
-
-def _ticks(axes: Axes, words: Callable[[float], str], percent_ticks: bool = False) -> None:
-    from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator
-
-    axes.spines[["top", "right", "left"]].set_visible(False)
-    axes.yaxis.set_major_locator(MaxNLocator(3 if percent_ticks else 4, steps=[1, 2, 5, 10]))
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:g} %" if percent_ticks else f"{y:g}"))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: words(x)))
-    axes.xaxis.set_minor_locator(NullLocator())
-    axes.tick_params(axis="y", length=0)
-    axes.grid(axis="y", color=_COLOURS["grid"], lw=0.6)
-    axes.set_axisbelow(True)
-
-
-def _svg(figure: Figure, name: str) -> Any:
-    """The drawing as an element of the page: its colours are the page's, its size that of its place."""
-    import matplotlib
-    from markupsafe import Markup
-
-    matplotlib.rcParams["svg.hashsalt"] = name  # ids within it are then its own, and the same each time
-    file = io.StringIO()
-    figure.savefig(file, format="svg", transparent=True, metadata=dict.fromkeys(("Date", "Creator", "Format", "Type")))
-    text = file.getvalue()
-    text = re.sub(r"<style.*?</style>|<metadata.*?</metadata>|<!--.*?-->", "", text[text.index("<svg") :], flags=re.S)
-
-    def page_like(tag: re.Match[str]) -> str:  # in tags only: text between them is data
-        named = re.sub(r' (?:id="[A-Za-z][\w.]*_\d+"|xmlns(?::\w+)?="[^"]*"|version="[^"]*")', "", tag[0])
-        named = re.sub(r"font: ([\d.]+px) [^;\"]*", r"font-size: \1", named)
-        for name, colour in _COLOURS.items():
-            named = named.replace(colour, f"var(--{name})")
-        return re.sub(r' (?:width|height)="[\d.]+pt"', "", named) if named.startswith("<svg") else named
-
-    return Markup(re.sub(r"<[^>]*>", page_like, text))
+    return {"plot": draw_bars("speakers", bars), "shown": len(top), "of": f"{len(speakers):,}", "share": share}

@@ -23,6 +23,7 @@ import numpy as np
 
 from megatron_most.data.document import Ids, Piece
 from megatron_most.errors import DataError
+from megatron_most.runtime import read_file
 from megatron_most.vocab import AUDIO, TEXT, TokenMap
 
 PROMPTS = Path(__file__).resolve().parent / "prompts"
@@ -78,12 +79,10 @@ def load_templates(name_or_path: str | Path) -> Templates:
     """Templates by name, or from a TOML file."""
     shipped = isinstance(name_or_path, str) and name_or_path in template_names()
     path = PROMPTS / f"{name_or_path}.toml" if shipped else Path(name_or_path)
+    known = ", ".join(template_names())
     try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError as error:
-        known = ", ".join(template_names())
-        raise DataError(f"templates {str(name_or_path)!r}: no such file; use one of {known}, or a TOML file") from error
-    except (OSError, ValueError) as error:
+        table = tomllib.loads(read_file(path, remedy=f"use one of {known}, or a TOML file of templates").decode())
+    except ValueError as error:
         raise DataError(f"{path}: not readable as TOML: {error}; compare it with the chat templates") from error
     return _Reader(path).read(table)
 

@@ -2,7 +2,7 @@
 
 `load_tokenizer` gives what encoders.py says. A tokenizer of a known backbone is checked to be that backbone's by the
 ids of its BOS and EOS. Of any other, units and marks go after its last token, and its BOS, EOS and pad are named by
-tokenizer_config.json beside it, by the sentencepiece model, or by the caller: never guessed.
+tokenizer_config.json beside it, by the sentencepiece model, or by the user (`token-map --eos`): never guessed.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from megatron_most.data.document import Ids
 from megatron_most.data.encoders import HFTokenizer, SentencePieceTokenizer, TextTokenizer, TokenizerIdentity
 from megatron_most.data.rejects import RowError
 from megatron_most.errors import DataError
-from megatron_most.runtime import ensure_new_folder, write_atomically
+from megatron_most.runtime import cannot_read, ensure_new_folder, read_file, write_atomically
 from megatron_most.vocab import TEXT, TokenMap, deepseek_token_map, grow, llama_token_map
 
 __all__ = [
     "TextTokenizer", "TokenizerIdentity", "check_text_ids", "find_tokenizer", "fit_tokenizer", "load_tokenizer",
-    "token_map_for",
+    "require_vocab_size", "token_map_for",
 ]  # fmt: skip
 
 Backbone = Literal["deepseek", "llama", "own"]
 Role = Literal["bos", "eos", "pad"]
 SPECIAL = {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>", "pad": "<|pad|>"}  # of fit_tokenizer
-NAMES = {  # of the backbones; an instruct model of Llama ends with another token, which the caller names
+NAMES = {  # of the backbones; an instruct model of Llama ends with another token, which the user names
     "deepseek": {"bos": "<｜begin▁of▁sentence｜>", "eos": "<｜end▁of▁sentence｜>"},
     "llama": {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>"},
 }
@@ -57,7 +57,7 @@ def load_tokenizer(path: Path | str) -> HFTokenizer | SentencePieceTokenizer:
     """Read a tokenizer. It then works on one thread: the pipeline runs one process a core."""
     file = find_tokenizer(path)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # threads of a forked process hang
-    content = file.read_bytes()
+    content = read_file(file, remedy="fetch it again")
     sha256 = hashlib.sha256(content).hexdigest()
     try:
         if file.suffix == ".model":
@@ -98,19 +98,32 @@ def token_map_for(
     backbone: Backbone,
     num_units: int = 500,
     *,
+    multiple: int = 128,
     bos: str | None = None,
     eos: str | None = None,
     pad: str | None = None,
 ) -> TokenMap:
-    """The map of a tokenizer's ids, units and marks. bos, eos, pad: tokens by their strings, where not the usual."""
+    """The map of a tokenizer's ids, units and marks. bos, eos, pad: tokens by string or id, where not the usual.
+
+    A number is an id: a token that is spelt in digits cannot be named by its string.
+    """
     file = find_tokenizer(tokenizer)
     loaded = load_tokenizer(file)
 
     def id_of(role: Role, name: str | None) -> int:
         if name is None:
-            raise DataError(f"{file}: names no {role} token; give {role}=, for pad the EOS token where there is no pad")
+            end = ", the EOS token where there is none for padding" if role == "pad" else ""
+            raise DataError(f"{file}: names no {role} token; make its map with `token-map --{role} TOKEN`{end}")
+        if name.isdecimal() and name.isascii():
+            if loaded.token_of(int(name)) is None:
+                most = loaded.identity.vocab_size - 1
+                raise DataError(f"{file}: has no token of id {name} for --{role}; its ids end at {most}")
+            return int(name)
         if (id := loaded.id_of(name)) is None:
-            raise DataError(f"{file}: has no token {name!r} for {role}; give {role}= as the tokenizer spells it")
+            raise DataError(
+                f"{file}: has no token {name!r} for {role}; use the tokenizer of that model, or make the map with "
+                f"`token-map --{role}` and the token as the tokenizer spells it, or its id"
+            )
         return id
 
     if backbone == "own":
@@ -124,6 +137,7 @@ def token_map_for(
             eos=id_of("eos", eos or own["eos"]),
             pad=id_of("pad", pad or own["pad"]),
             num_units=num_units,
+            multiple=multiple,
         )
     elif backbone in NAMES:
         ids = {
@@ -131,9 +145,9 @@ def token_map_for(
             "eos": id_of("eos", eos or NAMES[backbone]["eos"]),
         }
         if backbone == "deepseek":
-            token_map = deepseek_token_map(num_units)
+            token_map = deepseek_token_map(num_units, multiple)
         else:
-            token_map = llama_token_map(num_units, eos=ids["eos"])
+            token_map = llama_token_map(num_units, multiple, eos=ids["eos"])
         wanted = {"bos": token_map.bos_id, "eos": token_map.eos_id}
         if pad is not None:
             ids["pad"], wanted["pad"] = id_of("pad", pad), token_map.pad_id
@@ -141,7 +155,7 @@ def token_map_for(
             if id != wanted[role]:
                 raise DataError(
                     f"{file}: its {role} token has id {id}, {backbone}'s has {wanted[role]}; "
-                    "use that backbone's tokenizer, or backbone own"
+                    "use that backbone's tokenizer, or make the map with `token-map --backbone own`"
                 )
     else:
         raise DataError(f"backbone {backbone!r}: not known; use one of {', '.join(NAMES)}, own")
@@ -162,13 +176,20 @@ def _names_beside(file: Path) -> dict[Role, str | None]:
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise DataError(f"{path}: cannot be read: {error}; fetch it again or remove it") from error
+            raise cannot_read(path, error, "fetch it again or remove it") from error
     names: dict[Role, str | None] = {"bos": None, "eos": None, "pad": None}
     for role in names:
         found = config.get(f"{role}_token") if isinstance(config, dict) else None
         found = found.get("content") if isinstance(found, dict) else found
         names[role] = found if isinstance(found, str) else None
     return names
+
+
+def require_vocab_size(vocab_size: int) -> None:
+    """Raise where a fitted tokenizer cannot be so small: it has each byte, and its special tokens."""
+    least = 256 + len(SPECIAL)
+    if vocab_size < least:
+        raise DataError(f"--vocab-size {vocab_size}: bytes and special tokens alone are {least}; give at least that")
 
 
 def fit_tokenizer(texts: Iterable[str], vocab_size: int, out: Path | str) -> Path:
@@ -178,10 +199,8 @@ def fit_tokenizer(texts: Iterable[str], vocab_size: int, out: Path | str) -> Pat
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
+    require_vocab_size(vocab_size)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    if vocab_size < len(alphabet) + len(SPECIAL):
-        least = len(alphabet) + len(SPECIAL)
-        raise DataError(f"vocab_size = {vocab_size}: bytes and special tokens alone are {least}; give at least that")
     folder = ensure_new_folder(out)
     tokenizer = Tokenizer(models.BPE())
     digits = pre_tokenizers.Digits(individual_digits=True)

@@ -2,12 +2,14 @@
 
 `units.u16` and `durations.u32` (frames of each run) are laid end to end in the manifest's order; `ends.i64` says where
 each utterance ends, `rows.i64` which row of the manifest it is, `ids.txt` its id. A big corpus is a folder of shards;
-`open_units` takes either. The codec's identity stands in `units.json`: units of two codecs never mix.
+`open_units` takes either. The codec's identity stands in `units.json`: units of two codecs, or of one codec computed in
+two precisions, never mix.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -16,14 +18,17 @@ from typing import Any
 
 import numpy as np
 
+from megatron_most.data.seal import SEAL, check_seal, sealed
 from megatron_most.errors import DataError
-from megatron_most.runtime import sha256_file
+from megatron_most.runtime import JOB, cannot_read, open_file, read_file, reading, require_file, sha256_file
 from megatron_most.speech import CodecIdentity, UnitSequence
 
-FORMAT = "most-units-1"
+FORMAT = "most-units-2"
 HEADER, IDS, REJECTS = "units.json", "ids.txt", "rejects.jsonl"
 ARRAYS = {"units.u16": np.uint16, "durations.u32": np.uint32, "ends.i64": np.int64, "rows.i64": np.int64}
 FILES = (*ARRAYS, IDS, REJECTS)
+_REMEDY = "extract the units again"
+HASHED = (*FILES, JOB)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +54,7 @@ class UnitHeader:
     format: str = FORMAT
 
     def to_json(self) -> str:
-        return json.dumps({**asdict(self), "codec": self.codec.to_dict()}, indent=1) + "\n"
+        return sealed({**asdict(self), "codec": self.codec.to_dict()})
 
 
 class UnitShard:
@@ -58,16 +63,16 @@ class UnitShard:
     def __init__(self, folder: Path) -> None:
         self.folder, self.header = folder, _read_header(folder / HEADER)
         for name, (size, _) in self.header.files.items():
-            found = (folder / name).stat().st_size if (folder / name).exists() else None
+            found = require_file(folder / name, remedy=_REMEDY).stat().st_size
             if found != size:
-                raise DataError(f"{folder / name}: {found} bytes where units.json says {size}; extract the units again")
+                raise DataError(f"{folder / name}: {found} bytes where units.json says {size}; {_REMEDY}")
         self._units, self._durations, ends, rows = (_map(folder / name, kind) for name, kind in ARRAYS.items())
         self.rows: np.ndarray = rows
         self._ends: np.ndarray = ends
         count = self.header.utterances
         whole = len(ends) == len(rows) == count and len(self._units) == len(self._durations) == self.header.units
         if not whole or (count and int(ends[-1]) != self.header.units):
-            raise DataError(f"{folder}: its files do not fit each other; extract the units again")
+            raise DataError(f"{folder}: its files do not fit each other; {_REMEDY}")
 
     def __len__(self) -> int:
         return self.header.utterances
@@ -77,13 +82,15 @@ class UnitShard:
         return UnitSequence(units=self._units[here], durations=self._durations[here], frame_s=self.header.codec.frame_s)
 
     def ids(self) -> Iterator[str]:
-        with open(self.folder / IDS, encoding="utf-8", newline="\n") as file:
-            yield from (line[:-1] for line in file)
+        with open_file(self.folder / IDS, remedy=_REMEDY) as file:
+            yield from (line[:-1].decode() for line in file)
 
     def verify(self) -> None:
         """Raise where a byte is not what it was."""
         for name, (_, wanted) in self.header.files.items():
-            if sha256_file(self.folder / name) != wanted:
+            with reading(self.folder / name, _REMEDY):
+                found = sha256_file(self.folder / name)
+            if found != wanted:
                 raise DataError(
                     f"{self.folder / name}: damaged (its sha256 is not that of units.json); extract it again"
                 )
@@ -99,8 +106,7 @@ class UnitSet:
         count = shards[0].header.shard[1]
         for shard in shards:
             head = shard.header
-            if head.codec != self.codec:
-                raise DataError(f"{shard.folder}: codec {head.codec.name}, but {self.codec.name} beside it")
+            self.codec.require_same(head.codec, str(shards[0].folder), str(shard.folder))
             if head.manifest_sha256 != self.manifest_sha256 or head.shard[1] != count:
                 raise DataError(f"{shard.folder}: of another manifest or another number of shards than its neighbours")
         missing = sorted(set(range(count)) - {shard.header.shard[0] for shard in shards})
@@ -134,11 +140,17 @@ class UnitSet:
 def open_units(path: Path | str) -> UnitSet:
     """A unit set of one shard, or a folder of all its shards."""
     path = Path(path)
-    if (path / HEADER).exists():
+    try:
+        names = set(os.listdir(path))
+    except FileNotFoundError:
+        names = set()
+    except OSError as error:
+        raise cannot_read(path, error, "give the folder of a unit set") from error
+    if HEADER in names:
         return UnitSet(path, [UnitShard(path)])
-    folders = sorted(child for child in path.glob("*-of-*") if child.is_dir() and not child.name.endswith(".part"))
+    folders = [path / name for name in sorted(names) if "-of-" in name and not name.endswith(".part")]
     if not folders:
-        unfinished = path.with_name(path.name + ".part").exists() or any(path.glob("*.part"))
+        unfinished = path.with_name(path.name + ".part").exists() or any(name.endswith(".part") for name in names)
         hint = "it is unfinished: run `units` again" if unfinished else "make one with `units`"
         raise DataError(f"{path}: no unit set here ({HEADER} is missing); {hint}")
     return UnitSet(path, sorted((UnitShard(folder) for folder in folders), key=lambda s: s.header.shard))
@@ -151,15 +163,18 @@ def _map(path: Path, kind: Any) -> np.ndarray:
 
 
 def _read_header(path: Path) -> UnitHeader:
+    data = read_file(path, remedy=_REMEDY)
     try:
-        found = json.loads(path.read_text(encoding="utf-8"))
+        found = json.loads(data)
         if found.pop("format") != FORMAT:
             raise ValueError(f"not of format {FORMAT}")
-        if set(found["files"]) != set(FILES):
+        check_seal(data, path, "extract the units again")
+        del found[SEAL]
+        if set(found["files"]) != set(HASHED):
             raise ValueError(f"files are {', '.join(found['files'])}")
         found["codec"] = CodecIdentity.from_dict(found["codec"])
         found["shard"] = tuple(found["shard"])
         found["files"] = {name: tuple(entry) for name, entry in found["files"].items()}
         return UnitHeader(**found)
-    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-        raise DataError(f"{path}: cannot be read as a unit set's header ({error}); extract the units again") from error
+    except (DataError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise DataError(f"{path}: cannot be read as a unit set's header ({error}); {_REMEDY}") from error

@@ -1,5 +1,4 @@
-"""Gradients across ranks, for an engine without ZeRO: which sums each kind of weight needs, and one norm over all of
-them.
+"""Gradients across ranks: which sums each kind of weight needs without ZeRO, and norms over all of them, by part.
 
 A weight is one of: expert (Core marks `allreduce = False` when experts are spread), tensor-sharded
 (`tensor_model_parallel`), or whole on every tensor rank. `sequence_parallel` marks whole weights that saw only this
@@ -9,7 +8,7 @@ which rank a token happened to be on.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 
 import torch
 import torch.distributed as dist
@@ -36,25 +35,34 @@ def reduce_gradients(weights: Parameters, groups: Groups) -> None:
     _sum((w for w in weights if is_expert(w)), groups.expert_data)
 
 
-def gradient_norm(weights: Parameters, groups: Groups) -> float:
-    """The 2-norm of the whole gradient, each weight of the model counted once. All ranks call it."""
-    device = weights[0].device
-    dense, experts = (
-        torch.zeros((), dtype=torch.float64, device=device),
-        torch.zeros((), dtype=torch.float64, device=device),
-    )
+def gradient_squares(
+    fragments: Iterable[tuple[torch.nn.Parameter, torch.Tensor]],
+    part_of: Mapping[torch.nn.Parameter, int],
+    num_parts: int,
+    groups: Groups,
+    device: torch.device,
+) -> torch.Tensor:
+    """The square of the gradient's norm by part of the model, each weight of it counted once. All ranks call it.
+
+    `fragments`: pieces of reduced gradients, such that all ranks together bring every number that a tensor rank holds
+    once. What tensor ranks hold alike is counted on the first of them.
+    """
+    squares = torch.zeros(num_parts, dtype=torch.float64, device=device)
+    for weight, fragment in fragments:
+        if getattr(weight, "shared", False):  # the last stage's copy of a tied embedding
+            continue
+        if is_expert(weight) or getattr(weight, "tensor_model_parallel", False) or groups.tensor.rank() == 0:
+            squares[part_of[weight]] += fragment.double().square().sum().to(device)
+    dist.all_reduce(squares)
+    return squares
+
+
+def whole_gradients(weights: Parameters, groups: Groups) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
+    """After reduce_gradients: those of the first of the ranks that hold the same."""
     for weight in weights:
         assert weight.grad is not None, "reduce_gradients comes first"
-        square = weight.grad.double().square().sum()
-        if is_expert(weight):
-            experts += square
-        elif getattr(weight, "shared", False):  # the last stage's copy of a tied embedding
-            continue
-        elif getattr(weight, "tensor_model_parallel", False) or groups.tensor.rank() == 0:
-            dense += square
-    dist.all_reduce(dense, group=groups.model)
-    dist.all_reduce(experts, group=groups.experts)
-    return float((dense + experts).sqrt())
+        if (groups.expert_data if is_expert(weight) else groups.data_context).rank() == 0:
+            yield weight, weight.grad
 
 
 def clip_gradients(weights: Parameters, norm: float, largest: float) -> None:

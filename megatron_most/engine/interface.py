@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Protocol
 
 import torch
@@ -13,6 +14,13 @@ from megatron_most.model import LossTerms, MostModel
 
 ReadLocal = Callable[[str, str, Sequence[int]], torch.Tensor | None]
 """(kind, local name, shape) -> the tensor on the host; None where there is none of that kind."""
+
+Lap = Callable[[str], None]
+"""A clock's: the time since the last lap went into what is named."""
+
+
+def no_lap(name: str) -> None:
+    """For callers without a clock."""
 
 
 @dataclass(frozen=True)
@@ -29,17 +37,29 @@ class StepReport:
     """Before clipping."""
     is_skipped: bool
     """The gradient was not finite, so the weights stayed as they were."""
+    task_losses: dict[int, float] = field(default_factory=dict)
+    """By the number of the token's task; -1: of tokens whose task is not known."""
+    norms: dict[str, float] = field(default_factory=dict)
+    """gradient_norm by part of the model (the root of the sum of their squares is gradient_norm); only if asked for."""
 
     @classmethod
-    def of(cls, terms: LossTerms, norm: float, is_skipped: bool) -> StepReport:
-        """From a step's global sums."""
+    def of(cls, terms: LossTerms, norm: float, is_skipped: bool, norms: dict[str, float]) -> StepReport:
+        """From a step's global sums; waits for the device."""
+        terms = terms.cpu()
         return cls(
             loss=float(terms.mean),
             losses=terms.means,
             num_tokens=terms.weights,
             gradient_norm=norm,
             is_skipped=is_skipped,
+            task_losses=terms.task_means,
+            norms=norms,
         )
+
+
+def roots(names: Sequence[str], squares: torch.Tensor, scale: float = 1.0) -> dict[str, float]:
+    """Norms of the parts by name, from sums of squares of gradients that are `scale` times what is to be told."""
+    return {name: math.sqrt(square) / scale for name, square in zip(names, squares.tolist(), strict=True)}
 
 
 class Engine(Protocol):
@@ -47,8 +67,14 @@ class Engine(Protocol):
 
     model: MostModel
 
-    def step(self, batches: Sequence[PackedBatch], learning_rate: float) -> StepReport:
-        """One optimizer step over this rank's micro-batches (host tensors, equal in number and shape on all ranks)."""
+    def step(
+        self, batches: Sequence[PackedBatch], learning_rate: float, *, lap: Lap = no_lap, look: bool = False
+    ) -> StepReport:
+        """One optimizer step over this rank's micro-batches (host tensors, equal in number and shape on all ranks).
+
+        Laps: "check" (with the wait for the slowest rank's batches), "forward_backward" (with what is exchanged
+        meanwhile), "optimizer" (with the exchange that is left), "telemetry". `look`: also norms by part.
+        """
         ...
 
     def state(self) -> Iterator[tuple[str, str, torch.Tensor]]:

@@ -14,11 +14,11 @@ import torch
 from megatron_most.config import Plan
 from megatron_most.data import PackedBatch
 from megatron_most.engine.check import check_together
-from megatron_most.engine.gradients import clip_gradients, gradient_norm, reduce_gradients
-from megatron_most.engine.interface import ReadLocal, StepReport
+from megatron_most.engine.gradients import clip_gradients, gradient_squares, reduce_gradients, whole_gradients
+from megatron_most.engine.interface import Lap, ReadLocal, StepReport, no_lap, roots
 from megatron_most.engine.schedule import predict, run_micro_batches
 from megatron_most.errors import ConfigError
-from megatron_most.model import LossTerms, MostModel
+from megatron_most.model import LossTerms, MostModel, part_names, part_of_weights
 from megatron_most.moe import move_biases
 from megatron_most.parallel import Groups
 
@@ -34,6 +34,7 @@ class PlainEngine:
             raise ConfigError("engine.precision", "fp16", "the plain engine does not scale losses", "use bf16 or fp32")
         self.model, self.plan, self.groups = model, plan, groups
         self._updates = 0
+        self.parts, self.part_of = part_names(plan), part_of_weights(model, plan)
         self.weights = [weight for weight in model.parameters() if weight.requires_grad]
         self.masters = [weight if weight.dtype == torch.float32 else _master(weight) for weight in self.weights]
         train = plan.config.train
@@ -46,22 +47,30 @@ class PlainEngine:
             eps=train.epsilon,
         )
 
-    def step(self, batches: Sequence[PackedBatch], learning_rate: float) -> StepReport:
+    def step(
+        self, batches: Sequence[PackedBatch], learning_rate: float, *, lap: Lap = no_lap, look: bool = False
+    ) -> StepReport:
         """See interface.Engine."""
         batches = list(batches)
         check_together(batches, self.plan, self.groups)
+        lap("check")
         self.model.train()
         for weight in self.weights:
             weight.grad = None
         terms = run_micro_batches(self.model, batches, self.groups)
+        lap("forward_backward")
         reduce_gradients(self.weights, self.groups)
-        norm = gradient_norm(self.weights, self.groups)
+        gradients, device = whole_gradients(self.weights, self.groups), self.weights[0].device
+        squares = gradient_squares(gradients, self.part_of, len(self.parts), self.groups, device).cpu()
+        norm = math.sqrt(float(squares.sum()))
         if math.isfinite(norm):
             clip_gradients(self.weights, norm, self.plan.config.train.clip)
             self._move(learning_rate)
             self._updates += 1
             move_biases(self.model, self.groups.tokens)
-        return StepReport.of(terms, norm, not math.isfinite(norm))
+        report = StepReport.of(terms, norm, not math.isfinite(norm), roots(self.parts, squares) if look else {})
+        lap("optimizer")
+        return report
 
     @property
     def updates(self) -> int:

@@ -6,7 +6,7 @@ micro-batch size or filler row of pads gives the same gradient. Core multiplies 
 `grad_scale_func`.
 """
 
-# B rows, S sequence, M tags
+# B rows, S sequence, J tasks, M tags
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ import torch.distributed as dist
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_most.data import PackedBatch
-from megatron_most.model import LossTerms, MostModel, loss_terms
+from megatron_most.model import SHAPE, LossTerms, MostModel, loss_terms
 from megatron_most.parallel import Groups
 from megatron_most.upstream import piece
-from megatron_most.vocab import OUTSIDE, TAG_NAMES
+from megatron_most.vocab import OUTSIDE
 
 
 def run_micro_batches(
@@ -47,7 +47,7 @@ def run_micro_batches(
 
         def loss(loss_BS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, LossTerms]:
             terms = cut_terms(loss_BS, batch, groups)
-            total = terms.loss_sum_M.sum() * (rows / weights)
+            total = terms.loss_sum_JM.sum() * (rows / weights)
             return total, torch.ones((), dtype=torch.int, device=device), terms.detach()
 
         return model(batch), loss
@@ -67,8 +67,8 @@ def run_micro_batches(
 def cut_terms(loss_BS: torch.Tensor, batch: PackedBatch, groups: Groups) -> LossTerms:
     """LossTerms of what the model gave for this context rank's piece of the batch."""
     rank, ranks = groups.context.rank(), groups.context.size()
-    weights_BS, tags_BS = (piece(x, rank, ranks) for x in (batch.loss_weights_BS, batch.label_tags_BS))
-    return loss_terms(loss_BS, weights_BS, tags_BS)
+    ours = (piece(x, rank, ranks) for x in (batch.loss_weights_BS, batch.label_tags_BS, batch.tasks_BS))
+    return loss_terms(loss_BS, *ours)
 
 
 def count_globally(batches: Sequence[PackedBatch], groups: Groups, device: torch.device) -> tuple[float, float]:
@@ -84,13 +84,13 @@ def count_globally(batches: Sequence[PackedBatch], groups: Groups, device: torch
 
 def add_up(done: Sequence[LossTerms], groups: Groups, device: torch.device) -> LossTerms:
     """Sum micro-batches, data ranks and context ranks; the last stage has them, all stages get them."""
-    total = torch.zeros(2, len(TAG_NAMES), dtype=torch.float64, device=device)
+    total = torch.zeros(2, *SHAPE, dtype=torch.float64, device=device)
     for terms in done:
-        total += torch.stack([terms.loss_sum_M, terms.weight_sum_M])
+        total += torch.stack([terms.loss_sum_JM, terms.weight_sum_JM])
     dist.all_reduce(total, group=groups.data_context)
     if groups.stages.size() > 1:  # other stages have zeros
         dist.all_reduce(total, group=groups.stages)
-    return LossTerms(loss_sum_M=total[0], weight_sum_M=total[1])
+    return LossTerms(loss_sum_JM=total[0], weight_sum_JM=total[1])
 
 
 def predict(forward: Callable[..., torch.Tensor], model: MostModel, batch: PackedBatch, places_B: torch.Tensor,

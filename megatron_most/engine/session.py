@@ -21,6 +21,7 @@ from megatron_most.runtime import (
     Ranks,
     find_device,
     find_launch,
+    num_cores,
     process_group,
     quiet_upstream,
     seed_everything,
@@ -56,7 +57,7 @@ def open_groups(plan: Plan, ranks: Ranks) -> Iterator[Session]:
     prepare(ranks.device.kind)
     seed_everything(plan.config.train.seed)
     try:
-        groups = start_groups(plan.layout, plan.config.train.seed)
+        groups = start_groups(plan.layout, plan.config.train.seed, ranks.timeout_s)
         yield Session(plan, groups, ranks)
     finally:
         stop_groups()
@@ -68,6 +69,9 @@ def open_session(config: RunConfig, launch: Launch | None = None) -> Iterator[Se
     launch = launch or find_launch()
     device = find_device(config.device, launch.local_rank)
     plan = make_plan(config, launch.world_size, device)
-    set_threads(max(1, (os.cpu_count() or 1) // launch.local_world_size))  # more threads than cores would only wait
-    with process_group(launch, device) as ranks, open_groups(plan, ranks) as session:
+    # More threads than cores would only wait. Slurm's number is of one task, which is this rank or torchrun's agent.
+    own = launch.agent_restarts is None and "SLURM_CPUS_PER_TASK" in os.environ
+    set_threads(max(1, num_cores() // (1 if own else launch.local_world_size)))
+    group = process_group(launch, device, hang_after_s=config.train.hang_after_s)
+    with group as ranks, open_groups(plan, ranks) as session:
         yield session

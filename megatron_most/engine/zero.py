@@ -16,10 +16,11 @@ import torch.distributed as dist
 from megatron_most.config import Plan
 from megatron_most.data import PackedBatch
 from megatron_most.engine.check import check_together
-from megatron_most.engine.interface import ReadLocal, StepReport
+from megatron_most.engine.gradients import gradient_squares, whole_gradients
+from megatron_most.engine.interface import Lap, ReadLocal, StepReport, no_lap, roots
 from megatron_most.engine.schedule import add_up, count_globally, cut_terms, predict, run_micro_batches
 from megatron_most.errors import ConfigError, MostError
-from megatron_most.model import LossTerms, MostModel
+from megatron_most.model import LossTerms, MostModel, part_names, part_of_weights
 from megatron_most.moe import move_biases, set_auxiliary_scale
 from megatron_most.parallel import Groups
 from megatron_most.upstream import (
@@ -27,6 +28,7 @@ from megatron_most.upstream import (
     expert_group_name,
     full_moment,
     full_weight,
+    gradient_fragments,
     link_moments,
     make_room_for_moments,
     make_zero_engine,
@@ -48,20 +50,28 @@ class ZeroEngine:
         self._updates = 0
         prepare_deepspeed(next(model.parameters()).device)
         named = list(model.named_parameters())
+        self.parts, self.part_of = part_names(plan), part_of_weights(model, plan)
         mark_for_zero(named, plan.layout, engine.zero_stage, groups.expert_cell, groups.expert_data, groups.tensor)
         mpu = Mpu(groups.data_context, groups.model, groups.tensor)
         self.engine = make_zero_engine(model, _optimizer(plan, named), mpu, _settings(plan))
         self.model: MostModel = self.engine.module
 
-    def step(self, batches: Sequence[PackedBatch], learning_rate: float) -> StepReport:
+    def step(
+        self, batches: Sequence[PackedBatch], learning_rate: float, *, lap: Lap = no_lap, look: bool = False
+    ) -> StepReport:
         """See interface.Engine."""
         batches = list(batches)
         check_together(batches, self.plan, self.groups)
+        lap("check")
         self.engine.train()
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
         skipped = self.engine.skipped_steps
-        terms = self._stages(batches) if self.plan.layout.pipeline > 1 else self._accumulate(batches)
+        terms = self._stages(batches, lap) if self.plan.layout.pipeline > 1 else self._accumulate(batches)
+        lap("forward_backward")
+        norms = self._norms() if look else {}
+        lap("telemetry")
+        self.engine.step()
         norm = float(self.engine.get_global_grad_norm() or 0.0)
         is_skipped = self.engine.skipped_steps > skipped
         if not math.isfinite(norm) and not is_skipped:
@@ -69,7 +79,9 @@ class ZeroEngine:
         if not is_skipped:
             self._updates += 1
             move_biases(self.model, self.groups.tokens)
-        return StepReport.of(terms, norm, is_skipped)
+        report = StepReport.of(terms, norm, is_skipped, norms)
+        lap("optimizer")
+        return report
 
     @property
     def updates(self) -> int:
@@ -119,9 +131,9 @@ class ZeroEngine:
         return predict(self.engine, self.model, batch, places_B, self.groups)
 
     def _accumulate(self, batches: Sequence[PackedBatch]) -> LossTerms:
-        """DeepSpeed's own loop: it reduces while it goes backward, and steps after the last micro-batch.
+        """DeepSpeed's own loop: it reduces while it goes backward. The last micro-batch's step is left to do.
 
-        It is told which that is, for steps may differ in length, but divides by the number it was built with.
+        It is told which is the last, for steps may differ in length, but divides by the number it was built with.
         """
         device = next(self.model.parameters()).device
         batches = [batch.to(device) for batch in batches]
@@ -131,19 +143,21 @@ class ZeroEngine:
             getattr(self.engine.optimizer, "loss_scale", 1.0) if self.plan.config.engine.precision == "fp16" else 1.0
         )
         set_auxiliary_scale(scale * ranks / rows, device)
-        done = []
+        done: list[LossTerms] = []
         for number, batch in enumerate(batches, start=1):
+            if done:
+                self.engine.step()  # counts a micro-batch
             self.engine.set_gradient_accumulation_boundary(number == len(batches))
             terms = cut_terms(self.engine(batch), batch, self.groups)
-            self.engine.backward(terms.loss_sum_M.sum() * (self.plan.micro_batches * ranks / weights))
-            self.engine.step()
+            self.engine.backward(terms.loss_sum_JM.sum() * (self.plan.micro_batches * ranks / weights))
             done.append(terms.detach())
         return add_up(done, self.groups, device)
 
-    def _stages(self, batches: Sequence[PackedBatch]) -> LossTerms:
-        """Core's 1F1B schedule adds into .grad; then ZeRO-1 reduces once and steps."""
+    def _stages(self, batches: Sequence[PackedBatch], lap: Lap) -> LossTerms:
+        """Core's 1F1B schedule adds into .grad; then ZeRO-1 reduces once. The step is left to do."""
         self.engine.set_gradient_accumulation_boundary(False)
         terms = run_micro_batches(self.model, batches, self.groups, loss_scale=self.groups.data_context.size())
+        lap("forward_backward")
         for weight in self.model.parameters():
             if weight.requires_grad and weight.grad is None:
                 weight.grad = torch.zeros_like(weight)
@@ -154,8 +168,18 @@ class ZeroEngine:
                 dist.all_reduce(weight.grad, group=self.groups.tied)
         self.engine.set_gradient_accumulation_boundary(True)
         self.engine.allreduce_gradients()
-        self.engine.step()
+        lap("optimizer")
         return terms
+
+    def _norms(self) -> dict[str, float]:
+        """By part of the model, of the gradients that the step is about to use."""
+        optimizer, device = self.engine.optimizer, next(self.model.parameters()).device
+        if self.plan.config.engine.zero_stage:
+            fragments = gradient_fragments(optimizer, self.model.parameters())
+        else:
+            fragments = whole_gradients([w for w in self.model.parameters() if w.requires_grad], self.groups)
+        squares = gradient_squares(fragments, self.part_of, len(self.parts), self.groups, device)
+        return roots(self.parts, squares, float(getattr(optimizer, "loss_scale", 1.0)))
 
 
 def _optimizer(plan: Plan, named: list[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:

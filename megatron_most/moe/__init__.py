@@ -2,7 +2,7 @@
 
 from megatron_most.moe.planes import NUM_PLANES, from_planes, to_planes
 from megatron_most.moe.router import ModalityRouter, move_biases, routers, set_auxiliary_scale
-from megatron_most.moe.telemetry import GroupTelemetry, LayerTelemetry, collect
+from megatron_most.moe.telemetry import GroupTelemetry, LayerTelemetry, collect, measure_closely
 
 __all__ = [
     "NUM_PLANES",
@@ -11,6 +11,7 @@ __all__ = [
     "ModalityRouter",
     "collect",
     "from_planes",
+    "measure_closely",
     "move_biases",
     "routers",
     "set_auxiliary_scale",

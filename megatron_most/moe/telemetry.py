@@ -30,7 +30,7 @@ class GroupTelemetry:
     dead_experts: tuple[int, ...]
     """Published ids of experts that no token chose, though the group had tokens."""
     in_group_mass: float
-    """Mean share of the softmax over ALL experts that falls inside the group."""
+    """Mean share of the softmax over ALL experts that falls inside the group; 0 where it was not measured."""
     entropy: float
     """Mean entropy of the in-group softmax, as a share of log(group size): 1 is undecided, 0 is certain."""
 
@@ -50,10 +50,10 @@ class LayerTelemetry:
 
 def describe(layer: int, sums: Sequence[torch.Tensor], plan: MoEPlan) -> LayerTelemetry:
     """Reduced sums -> plain numbers."""
-    load_E, _, tokens_M, tokens_G, mass_G, entropy_G, (balance, sequences) = sums
+    load_E, _, tokens_M, tokens_G, close_G, mass_G, entropy_G, (balance, sequences) = sums
     groups = []
     for index, (name, experts) in enumerate(zip(plan.group_names, plan.groups, strict=True)):
-        load, tokens = load_E[list(experts)], tokens_G[index].item()
+        load, tokens, close = load_E[list(experts)], tokens_G[index].item(), close_G[index].item()
         mean = load.mean().item()
         undecided = torch.log(torch.tensor(float(len(experts)))).item() or 1.0
         groups.append(
@@ -62,8 +62,8 @@ def describe(layer: int, sums: Sequence[torch.Tensor], plan: MoEPlan) -> LayerTe
                 num_tokens=round(tokens),
                 load_max_over_mean=load.max().item() / mean if mean else 0.0,
                 dead_experts=tuple(e for e, n in zip(experts, load.tolist(), strict=True) if not n) if tokens else (),
-                in_group_mass=mass_G[index].item() / tokens if tokens else 0.0,
-                entropy=entropy_G[index].item() / tokens / undecided if tokens else 0.0,
+                in_group_mass=mass_G[index].item() / close if close else 0.0,
+                entropy=entropy_G[index].item() / close / undecided if close else 0.0,
             )
         )
     return LayerTelemetry(
@@ -73,6 +73,14 @@ def describe(layer: int, sums: Sequence[torch.Tensor], plan: MoEPlan) -> LayerTe
         groups=tuple(groups),
         balance_loss=float(balance / sequences) if sequences else 0.0,
     )
+
+
+def measure_closely(routers: Sequence[ModalityRouter], is_close: bool) -> None:
+    """Whether the next micro-batches count for mass and entropy too, as they do unless told otherwise. Loads and tokens
+    are always counted.
+    """
+    for router in routers:
+        router.sums.is_close = is_close
 
 
 def collect(

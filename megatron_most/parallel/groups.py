@@ -8,6 +8,7 @@ tied embedding         additionally over the first and last pipeline stage
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch.distributed as dist
@@ -46,8 +47,10 @@ class Groups:
     is_last_stage: bool
 
 
-def start_groups(layout: LayoutPlan, seed: int) -> Groups:
-    """Make Core's process groups (once a process) and seed its generators; every rank calls it."""
+def start_groups(layout: LayoutPlan, seed: int, timeout_s: float) -> Groups:
+    """Make Core's process groups (once a process) and seed its generators; every rank calls it. `timeout_s` bounds
+    each of their collectives.
+    """
     if dist.get_world_size() != layout.world:
         raise LayoutError(f"the plan is for {layout.world} processes, but {dist.get_world_size()} are running")
     parallel_state.initialize_model_parallel(
@@ -56,6 +59,7 @@ def start_groups(layout: LayoutPlan, seed: int) -> Groups:
         context_parallel_size=layout.context,
         expert_model_parallel_size=layout.expert,
         expert_tensor_parallel_size=layout.expert_tensor,
+        distributed_timeout_minutes=math.ceil(timeout_s / 60),
     )
     stage = parallel_state.get_pipeline_model_parallel_rank()
     # Stages hold other layers: other numbers. Core adds up to thousands for tensor and expert ranks; a small stride

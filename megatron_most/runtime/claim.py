@@ -14,7 +14,6 @@ import json
 import os
 import re
 import secrets
-import socket
 import threading
 import time
 from collections.abc import Iterator
@@ -23,6 +22,7 @@ from pathlib import Path
 
 from megatron_most.errors import DataError
 from megatron_most.runtime.log import get_logger
+from megatron_most.runtime.process import is_running, this_process
 
 BEAT_S = 10.0
 DEAD_AFTER_S = 60.0
@@ -83,7 +83,7 @@ def _take(folder: Path) -> int:
 def _link(folder: Path, number: int) -> bool:
     """Make the claim, content and all, in one step; False where it exists."""
     draft = folder / f".claim-draft-{secrets.token_hex(4)}"
-    draft.write_text(json.dumps(_this_process()))
+    draft.write_text(json.dumps(this_process()))
     try:
         os.link(draft, _path(folder, number))
     except FileExistsError:
@@ -106,15 +106,14 @@ def _alive(path: Path) -> str | None:
     """Who holds the claim, in words, if anyone does."""
     try:
         holder = json.loads(path.read_text())
-        host, process, started, boot = (holder[key] for key in ("host", "process", "started", "boot"))
+        host, process, boot, _ = (holder[key] for key in ("host", "process", "boot", "started"))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError):
-        host, process, started, boot = "an unknown machine", 0, 0, ""
+        host, process, boot = "an unknown machine", 0, ""
     words = f"process {process} on {host}"
-    here = _this_process()
-    if boot == here["boot"]:
-        return words if _started(process) == started else None
+    if boot == this_process()["boot"]:
+        return words if is_running(holder) else None
     _log.info("%s: held by %s; waiting up to %.0f s for a sign of life", path.parent, words, DEAD_AFTER_S)
     with contextlib.suppress(FileNotFoundError):
         seen, until = path.stat().st_mtime_ns, time.monotonic() + DEAD_AFTER_S
@@ -123,24 +122,6 @@ def _alive(path: Path) -> str | None:
             if path.stat().st_mtime_ns != seen:
                 return words
     return None
-
-
-def _this_process() -> dict[str, str | int]:
-    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    # Containers of one machine share its boot but number processes each for themselves.
-    space = os.readlink("/proc/self/ns/pid")
-    process = os.getpid()
-    return {"host": socket.gethostname(), "process": process, "started": _started(process), "boot": f"{boot} {space}"}
-
-
-def _started(process: int) -> int:
-    """When a process started, in the kernel's ticks; 0 for one that is not there. Numbers of processes are reused."""
-    try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-    except OSError:
-        return 0
-    state, *fields = stat.rpartition(")")[2].split()
-    return 0 if state == "Z" else int(fields[18])
 
 
 def _beat(path: Path, ended: threading.Event) -> None:

@@ -1,6 +1,7 @@
 """How every command of ours ends: what the user caused is one line and exit code 2, never a traceback.
 
-Anything that is not a MostError is our own fault, and keeps its traceback.
+So is what the disk refused: no room, no permission, a server that fails. Anything else that is not a MostError is our
+own fault, and keeps its traceback.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from megatron_most.errors import MostError
+from megatron_most.runtime.disk import explain
 from megatron_most.runtime.launch import find_launch
 from megatron_most.runtime.log import one_line, redact, set_rank
 
@@ -26,6 +28,11 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
         code = main() or 0
     except MostError as error:
         sys.stderr.write(redact(one_line(f"{name}: {error}")) + "\n")
+        code = 2
+    except OSError as error:
+        if (words := explain(error)) is None:
+            raise
+        sys.stderr.write(redact(one_line(f"{name}: {words}")) + "\n")
         code = 2
     except KeyboardInterrupt:
         sys.stderr.write(f"{name}: stopped by hand\n")

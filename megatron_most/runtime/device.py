@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import resource
+import time
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from megatron_most.errors import ConfigError, LayoutError
 
@@ -20,6 +22,15 @@ if TYPE_CHECKING:
 
 CPU_BACKEND = "gloo"
 GPU_BACKEND = "nccl"
+
+_PEAK_FLOPS = (  # by what the driver calls it; the first that fits
+    (r"\bA[18]00\b", 312e12),
+    (r"\bH100 PCIe", 756e12),
+    (r"\bH[12]00 NVL", 835e12),
+    (r"\b(G?H[12]00|H800)\b", 989e12),
+    (r"\bG?B200\b", 2250e12),
+    (r"\bL40S\b", 362e12),
+)
 
 
 @dataclass(frozen=True)
@@ -54,6 +65,41 @@ class Device:
 
             torch.cuda.synchronize(self.index)
 
+    @property
+    def name(self) -> str:
+        """As its maker calls it."""
+        if self.kind == "cpu":
+            return "cpu"
+        import torch
+
+        return torch.cuda.get_device_name(self.index)
+
+    def mark(self) -> Any:
+        """Now, for `seconds_between`: on a GPU the moment at which it has done all that is queued so far."""
+        if self.kind == "cpu":
+            return time.perf_counter()
+        import torch
+
+        event = torch.cuda.Event(enable_timing=True)
+        event.record()
+        return event
+
+    def seconds_between(self, first: Any, last: Any) -> float:
+        """Of two marks of this device; waits for the last one."""
+        if self.kind == "cpu":
+            return last - first
+        last.synchronize()
+        return first.elapsed_time(last) / 1000
+
+    @property
+    def memory(self) -> dict[str, int]:
+        """Most bytes so far: of the process on a CPU; on a GPU of tensors, and of what the allocator holds for them."""
+        if self.kind == "cpu":
+            return {"process": self.max_memory_bytes()}
+        import torch
+
+        return {"allocated": self.max_memory_bytes(), "reserved": torch.cuda.max_memory_reserved(self.index)}
+
     def max_memory_bytes(self) -> int:
         """Most bytes ever in use: tensors on the GPU since `reset_memory_stats`, or the whole process on a CPU."""
         if self.kind == "cpu":
@@ -61,6 +107,11 @@ class Device:
         import torch
 
         return torch.cuda.max_memory_allocated(self.index)
+
+    @property
+    def peak_flops(self) -> float | None:
+        """Dense bf16 or fp16 products a second, as the maker says; None where this table does not know the device."""
+        return next((peak for words, peak in _PEAK_FLOPS if re.search(words, self.name)), None)
 
     def reset_memory_stats(self) -> None:
         """Count GPU memory from here. The peak of a CPU process is kept by the kernel and cannot be reset."""

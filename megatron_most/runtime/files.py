@@ -8,11 +8,15 @@ folder they belong to before they are opened.
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import secrets
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, BinaryIO
 
 from megatron_most.errors import DataError
+from megatron_most.runtime.disk import writing
 
 
 def write_atomically(path: Path | str, content: bytes | str) -> None:
@@ -49,6 +53,18 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def json_lines(file: BinaryIO) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """(as it stands, what it says) of each line of a file of JSON objects, up to one that a kill has torn."""
+    for raw in file:
+        try:
+            line = json.loads(raw)
+        except ValueError:
+            return
+        if not raw.endswith(b"\n") or not isinstance(line, dict):
+            return
+        yield raw, line
+
+
 def confine(root: Path | str, relative: Path | str) -> Path:
     """The real path of `relative` inside `root`. DataError where it leads out: absolute, by `..` or by a link."""
     inside, text = Path(root).resolve(), str(relative)
@@ -66,11 +82,9 @@ def confine(root: Path | str, relative: Path | str) -> Path:
 def ensure_new_folder(path: Path | str) -> Path:
     """Make a folder, parents included, or take an empty one. DataError where something is there already."""
     path = Path(path)
-    try:
+    with writing(path):
         path.mkdir(parents=True, exist_ok=True)
-    except FileExistsError as error:
-        raise DataError(f"{path}: a file with this name exists; choose another folder or remove it") from error
-    found = next(path.iterdir(), None)
+        found = next(path.iterdir(), None)
     if found is not None:
         raise DataError(f"{path}: not empty, it holds {found.name}; choose another folder or remove it")
     return path

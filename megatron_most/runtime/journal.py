@@ -4,7 +4,8 @@ A job writes into `<out>.part` and commits now and then: the data files reach th
 with their sizes and the job's own progress. Opened again, files are cut back to the last whole line. `seal` renames the
 folder to `<out>`: it is there whole or not at all. Names with a leading dot are scaffolding and go once the folder has
 its name. The job's description stays with it, so that work under other settings is never continued, and work that is
-done is not done twice.
+done is not done twice. A try that failed before anything was made (reports of what was left out do not count) leaves
+nothing to continue: the next one starts afresh, with whatever settings.
 """
 
 from __future__ import annotations
@@ -18,9 +19,13 @@ from typing import Any, BinaryIO
 
 from megatron_most.errors import DataError
 from megatron_most.runtime.claim import Claim, claim
+from megatron_most.runtime.disk import cannot_read, writing
 from megatron_most.runtime.files import sync_folder, write_atomically
+from megatron_most.runtime.log import get_logger
 
 JOB, LINES = "job.json", ".journal.jsonl"
+_AGAIN = ", then run the same command again: it goes on from there"
+_log = get_logger(__name__)
 
 
 class Journal:
@@ -33,13 +38,13 @@ class Journal:
         """What was given to the last commit; None before the first."""
 
     def write(self, name: str, data: bytes) -> None:
-        with _disk(self.part):
+        with writing(self.part, _AGAIN):
             self._files[name].write(data)
 
     def commit(self, progress: dict[str, Any]) -> None:
         """Bring all that was written to the disk, and then the fact."""
         self._claim.check()
-        with _disk(self.part):
+        with writing(self.part, _AGAIN):
             for file in self._files.values():
                 file.flush()
                 os.fdatasync(file.fileno())
@@ -58,7 +63,7 @@ class Journal:
         """`finish(part)` adds what is made from the committed files (perhaps again, after a kill); then the folder gets
         its name.
         """
-        with _disk(self.part):
+        with writing(self.part, _AGAIN):
             for file in self._files.values():
                 file.flush()
             finish(self.part)
@@ -72,28 +77,43 @@ class Journal:
 
 
 def is_done(out: Path | str, job: Mapping[str, Any]) -> bool:
-    """Whether `out` is there, made by the same job. DataError where it was made by another."""
+    """Whether `out` is there, made by the same job, which is then said. DataError where it was made by another."""
     out = Path(out)
     if not out.exists():
         return False
-    _same_job(out, job, "choose another folder or remove it")
+    _same_job(out, job, "choose another folder or remove this one")
     _clear_scaffolding(out)
+    _log.info("%s: already done, by the same job; nothing is made again", out)
     return True
 
 
 @contextlib.contextmanager
-def open_journal(out: Path | str, job: Mapping[str, Any], files: Sequence[str]) -> Iterator[Journal]:
-    """Start a job, or go on where it stopped. One process at a time; others are refused."""
+def open_journal(
+    out: Path | str, job: Mapping[str, Any], files: Sequence[str], reports: Sequence[str] = ()
+) -> Iterator[Journal]:
+    """Start a job, or go on where it stopped. One process at a time; others are refused. `reports` are those of the
+    files that tell of the work without being work.
+    """
     out = Path(out)
     part = out.with_name(f"{out.name}.part")
     with contextlib.ExitStack() as stack:
-        with _disk(part):
+        with writing(part, _AGAIN):
             part.mkdir(parents=True, exist_ok=True)
             own = stack.enter_context(claim(part))
+            last, described = _last_line(part / LINES), json.dumps(job, indent=1, sort_keys=True) + "\n"
+            if (part / JOB).exists() and not _is_work(last, reports):
+                # Of the same job without a commit there is nothing to clear: its files are cut back to 0 below.
+                if last is not None or (part / JOB).read_text() != described:
+                    _log.info("%s: an earlier try came to nothing; starting afresh", part)
+                    _empty(part)
+                    last = None
             if not (part / JOB).exists():
-                write_atomically(part / JOB, json.dumps(job, indent=1, sort_keys=True) + "\n")
-            _same_job(part, job, "remove that folder to start anew")
-            last = _last_line(part / LINES)
+                write_atomically(part / JOB, described)
+            _same_job(
+                part,
+                job,
+                "it holds finished work: go on with those settings, choose another folder, or remove this one",
+            )
             sizes = last["sizes"] if last else dict.fromkeys(files, 0)
             if set(sizes) != set(files):
                 raise DataError(f"{part / LINES}: for other files ({', '.join(sizes)}); remove the folder {part}")
@@ -107,6 +127,20 @@ def open_journal(out: Path | str, job: Mapping[str, Any], files: Sequence[str]) 
             for file in opened.values():
                 with contextlib.suppress(OSError):  # what was not committed does not count: a full disk may refuse it
                     file.close()
+
+
+def _is_work(last: dict[str, Any] | None, reports: Sequence[str]) -> bool:
+    """Whether the last commit had more than reports."""
+    return last is not None and any(size for name, size in last["sizes"].items() if name not in reports)
+
+
+def _empty(part: Path) -> None:
+    """Remove all files but claims, the journal's lines first: after a kill in between, nothing counts as committed."""
+    (part / LINES).unlink(missing_ok=True)
+    for entry in list(os.scandir(part)):
+        if entry.is_file(follow_symlinks=False) and not entry.name.startswith(".claim-") and entry.name != JOB:
+            Path(entry.path).unlink()
+    (part / JOB).unlink()  # last: without it nobody would know that the rest is ours to remove
 
 
 def _clear_scaffolding(folder: Path) -> None:
@@ -149,8 +183,10 @@ def _same_job(folder: Path, job: Mapping[str, Any], remedy: str) -> None:
     path = folder / JOB
     try:
         found = json.loads(path.read_text())
+    except FileNotFoundError as error:
+        raise DataError(f"{folder}: not the folder of such a job ({JOB} is missing); {remedy}") from error
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: not the folder of such a job ({error}); {remedy}") from error
+        raise cannot_read(path, error, remedy) from error
     wanted = json.loads(json.dumps(job))  # as a file gives it back: tuples are lists there
     for key in sorted({*found, *wanted}):
         if found.get(key) != wanted.get(key):
@@ -162,14 +198,3 @@ def _same_job(folder: Path, job: Mapping[str, Any], remedy: str) -> None:
 def _short(value: Any) -> str:
     text = json.dumps(value, ensure_ascii=False)
     return text if len(text) < 80 else text[:77] + "..."
-
-
-@contextlib.contextmanager
-def _disk(folder: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        what = error.strerror or str(error)
-        raise DataError(
-            f"{folder}: cannot be written: {what}; make room, then run the same command again: it goes on from there"
-        ) from error

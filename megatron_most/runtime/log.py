@@ -39,6 +39,14 @@ def one_line(text: str) -> str:
     return " | ".join(line.strip() for line in text.splitlines() if line.strip())
 
 
+def printable(text: str, most: int | None = None) -> str:
+    """One line without control characters, which could steer a terminal; if too long, its middle is left out."""
+    line = "".join(sign if sign.isprintable() else "�" if sign > "\x7f" else " " for sign in text)
+    if most is None or len(line) <= most:
+        return line
+    return f"{line[: most // 2]}…{line[len(line) - (most - most // 2 - 1) :]}"
+
+
 def set_rank(rank: int) -> None:
     """Say which rank this process is; call it before the first message."""
     global _rank

@@ -8,17 +8,21 @@ the others (see watch.py) and goes, so no `return` path may skip ranks that wait
 from __future__ import annotations
 
 import json
+import re
+import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 from typing import TYPE_CHECKING
 
 from megatron_most.errors import LayoutError, MostError
+from megatron_most.runtime.beats import Beats
 from megatron_most.runtime.device import Device
 from megatron_most.runtime.launch import Launch
 from megatron_most.runtime.log import set_rank
-from megatron_most.runtime.watch import Watch
+from megatron_most.runtime.pulse import PATIENCE, Pulse
+from megatron_most.runtime.watch import READ_S, Watch
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -30,6 +34,10 @@ class Ranks:
 
     launch: Launch
     device: Device
+    timeout_s: float = 600.0
+    """Of a collective."""
+    pulse: Pulse = field(default_factory=Pulse)
+    """Where this rank says what it does, so that a hang can be blamed on the right one."""
 
     @property
     def rank(self) -> int:
@@ -48,32 +56,44 @@ class Ranks:
 
 
 @contextmanager
-def process_group(launch: Launch, device: Device, timeout_s: float = 600.0) -> Iterator[Ranks]:
+def process_group(
+    launch: Launch, device: Device, timeout_s: float = 600.0, hang_after_s: float = 0.0
+) -> Iterator[Ranks]:
     """Start torch.distributed for this rank; all ranks call it. `timeout_s` bounds the meeting and each collective.
 
     An exception that leaves the block ends the whole job: the other ranks' processes are ended, and this one is if it
     has not ended by itself within watch.LEAVE_S. Alone (world size 1) it is an ordinary exception.
+    With `hang_after_s` above 0, so does a rank that stays so long with one thing it has said it does (Ranks.pulse), be
+    it alone; collectives then wait longer than that, since all they could name is a connection.
     """
     import torch.distributed as dist
 
     set_rank(launch.rank)
-    ranks = Ranks(launch, device)
+    collective_s = max(timeout_s, 2 * PATIENCE * hang_after_s)
+    ranks = Ranks(launch, device, collective_s)
     store = _open_store(launch, timeout_s, host=launch.hosts_store)
-    watch = Watch(launch, _open_store(launch, timeout_s, host=False)) if launch.world_size > 1 else None
+    watch, is_alone = None, launch.world_size == 1
+    if not is_alone or hang_after_s:
+        beats = Beats(launch, ranks.pulse, hang_after_s) if hang_after_s else None
+        watch = Watch(launch, dist.HashStore() if is_alone else _open_store(launch, timeout_s, host=False), beats)
     try:
+        _meet(launch, store, timeout_s)
         dist.init_process_group(
             device.backend,
             store=dist.PrefixStore("group", store),
             rank=launch.rank,
             world_size=launch.world_size,
-            timeout=timedelta(seconds=timeout_s),
+            timeout=timedelta(seconds=collective_s),
         )
         yield ranks
         ranks.barrier()
     except BaseException as error:
-        if watch is not None:
+        if watch is not None and not is_alone:
             watch.report(error)  # and leave the group as it is: taking it down would wait for the others
-        elif dist.is_initialized():
+            raise
+        if watch is not None:
+            watch.stop()
+        if dist.is_initialized():
             dist.destroy_process_group()
         raise
     if watch is not None:
@@ -114,11 +134,14 @@ def agree(error: Exception | None) -> None:
 def _describe(error: Exception, rank: int) -> bytes:
     """An error as JSON: the receiving rank runs nothing of it, as it would in unpickling."""
     ours = isinstance(error, MostError)
+    text = str(error) if ours else f"{type(error).__name__}: {error}"
+    if not re.match(r"rank \d+: ", text):  # it may have been agreed on before, in a smaller matter
+        text = f"rank {rank}: {text}"
     plain = {name: value if isinstance(value, str) else repr(value) for name, value in vars(error).items()}
     return json.dumps(
         {
             "class": type(error).__name__ if ours else MostError.__name__,
-            "text": f"rank {rank}: {error}" if ours else f"rank {rank}: {type(error).__name__}: {error}",
+            "text": text,
             "fields": plain if ours else {},
         }
     ).encode()
@@ -138,6 +161,25 @@ def _subclasses(kind: type[MostError]) -> Iterator[type[MostError]]:
     for below in kind.__subclasses__():
         yield below
         yield from _subclasses(below)
+
+
+def _meet(launch: Launch, store: Store, timeout_s: float) -> None:
+    """Wait until all ranks are there. A group that waits for one would only say that it waited."""
+    store.set(f"here/{launch.rank}", socket.gethostname())
+    everyone = [f"here/{rank}" for rank in range(launch.world_size)]
+    awaited = everyone if launch.rank == 0 else ["all here"]  # a list as long as the job is asked for by one rank only
+    try:
+        store.wait(awaited, timedelta(seconds=timeout_s + (0.0 if launch.rank == 0 else READ_S)))
+    except RuntimeError as error:
+        if launch.rank:
+            raise LayoutError(f"rank {launch.rank} was not told that all ranks had come: {error}") from error
+        absent = [rank for rank, key in enumerate(everyone) if not store.check([key])]
+        names = ", ".join(map(str, absent[:8])) + (f" and {len(absent) - 8} more" if len(absent) > 8 else "")
+        raise LayoutError(
+            f"of {launch.world_size} ranks these have not come within {timeout_s:g} s: {names}; look at what they "
+            "print, and at their nodes"
+        ) from error
+    store.set("all here", "1")
 
 
 def _open_store(launch: Launch, timeout_s: float, *, host: bool) -> Store:

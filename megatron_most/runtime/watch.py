@@ -3,8 +3,8 @@
 Each rank polls one key of the store from a daemon thread with a connection of its own, for a client that waits in one
 thread blocks in all. The first rank to fail writes the key; every other rank prints that line and ends its process,
 after a moment in which its own error may still come up. Where the store itself is gone, rank 0 was killed, and the
-others end as well. Silence is left to the collectives' timeout and to the scheduler: a job that ends by itself before
-Slurm has noticed the lost node is not requeued.
+others end as well. A rank that hangs fails by the judgement of others (beats.py, judge.py); where the store is silent,
+a second thread that never asks it ends the process. With a limit of 0 silence is left to the collectives' timeout.
 """
 
 from __future__ import annotations
@@ -18,8 +18,10 @@ import time
 from contextlib import suppress
 from typing import TYPE_CHECKING
 
+from megatron_most.runtime.beats import Beats
 from megatron_most.runtime.launch import Launch
 from megatron_most.runtime.log import get_logger, one_line
+from megatron_most.runtime.process import kill_if_here
 
 if TYPE_CHECKING:
     from torch.distributed import Store
@@ -36,11 +38,15 @@ _log = get_logger(__name__)
 class Watch:
     """The watching of one rank, from construction to `stop` or `report`. The store connection must be its own."""
 
-    def __init__(self, launch: Launch, store: Store) -> None:
-        self._launch, self._store = launch, store
+    def __init__(self, launch: Launch, store: Store, beats: Beats | None = None) -> None:
+        self._launch, self._store, self._beats = launch, store, beats
         self._leaving = threading.Event()
+        self._answers = 0  # of the store
+        self._is_silent = False  # the store
         self._thread = threading.Thread(target=self._poll, name="watch", daemon=True)
         self._thread.start()
+        if beats is not None:
+            threading.Thread(target=self._guard, args=(beats,), name="guard", daemon=True).start()
 
     def report(self, error: BaseException) -> None:
         """Log why this rank leaves and tell the others. The process must end now: it is made to after LEAVE_S.
@@ -84,19 +90,53 @@ class Watch:
             try:
                 if self._store.check(["failed"]):
                     why = f"ends after {self._store.get('failed').decode()}"
+                elif self._beats is not None and (verdict := self._beats.exchange(self._store)):
+                    self._beats.accuse(self._store, verdict)
+                self._answers += 1
             except RuntimeError:
                 why = self._store_is_gone()
-        if self._leaving.is_set():
+        if self._leaving.is_set() or self._is_silent:
             return
-        _log.error("%s", why)
-        # Whatever blocks from here on, flushing included, the process ends.
-        faulthandler.dump_traceback_later(GRACE_S + READ_S + POLL_S, exit=True, file=2)
-        self._end()
-
-    def _end(self) -> None:
+        self._announce(why)
         until = time.monotonic() + GRACE_S
         with suppress(RuntimeError):  # the store is gone, and with it the reason to wait
+            if self._beats is not None:
+                are_silent, culprits = self._beats.sentence(self._store)
+                if are_silent:
+                    self._beats.kill_those_here(self._store, culprits)
+                elif self._launch.rank in culprits:
+                    faulthandler.dump_traceback(file=2)
             self._let_all_read()
+        self._end(until)
+
+    def _guard(self, beats: Beats) -> None:
+        """End the process where the store does not answer, for whoever asks it then waits as well.
+
+        Seconds are counted by this thread's own turns: a job that is put to sleep as a whole does not hang.
+        """
+        silent_s, answers = 0.0, self._answers
+        while silent_s <= beats.limit_s:
+            if self._leaving.wait(POLL_S):
+                return
+            silent_s = silent_s + POLL_S if self._answers == answers else 0.0
+            answers = self._answers
+        self._is_silent = True
+        self._announce(
+            f"ends after the store of {self._keeper()} hangs: no answer for {silent_s:.0f} s; the process stands "
+            "still as a whole, or its node is lost"
+        )
+        until = time.monotonic() + GRACE_S
+        if self._launch.store_file is None and self._launch.agent_restarts is None and (keeper := beats.heard.get(0)):
+            if kill_if_here(keeper.process):
+                _log.warning("killed rank 0, process %s, which stood still", keeper.process["process"])
+        self._end(until)
+
+    def _announce(self, why: str) -> None:
+        """From here on the process ends, whatever blocks, flushing included."""
+        _log.error("%s", why)
+        faulthandler.dump_traceback_later(GRACE_S + READ_S + POLL_S, exit=True, file=2)
+
+    def _end(self, until: float) -> None:
         if self._leaving.wait(max(0.0, until - time.monotonic())):
             return  # the main thread has an error of its own and is leaving with it
         sys.stdout.flush()
@@ -112,6 +152,8 @@ class Watch:
             time.sleep(0.1)
 
     def _store_is_gone(self) -> str:
+        return f"ends after the store of {self._keeper()} is gone: it was killed, or its node was lost"
+
+    def _keeper(self) -> str:
         keeper = "torchrun's agent" if self._launch.agent_restarts is not None else "rank 0"
-        at = self._launch.store_file or f"{self._launch.address}:{self._launch.port}"
-        return f"ends after the store of {keeper} at {at} is gone: it was killed, or its node was lost"
+        return f"{keeper} at {self._launch.store_file or f'{self._launch.address}:{self._launch.port}'}"

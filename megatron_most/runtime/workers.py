@@ -12,7 +12,7 @@ import multiprocessing
 import os
 import signal
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
@@ -23,6 +23,12 @@ X = TypeVar("X")
 Y = TypeVar("Y")
 _work: Callable[[Any], Any] | None = None
 _PR_SET_PDEATHSIG = 1
+
+
+def num_cores(env: Mapping[str, str] = os.environ) -> int:
+    """Cores that this process may use: those it is bound to, and no more than Slurm gave its task."""
+    bound, given = len(os.sched_getaffinity(0)), env.get("SLURM_CPUS_PER_TASK", "")
+    return max(1, min(bound, int(given))) if given.isdecimal() else bound
 
 
 def in_order(work: Callable[[X], Y], pieces: Iterable[X], workers: int) -> Iterator[tuple[X, Y]]:

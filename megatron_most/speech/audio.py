@@ -23,7 +23,7 @@ import numpy as np
 from megatron_most.errors import DataError
 from megatron_most.speech.containers import has_xing, identify, what_is_missing
 from megatron_most.speech.ffmpeg import FfmpegFile
-from megatron_most.speech.sndfile import DecodeError, SoundFile
+from megatron_most.speech.sndfile import DecodeError, SoundFile, UnseekableError
 
 REASONS = (
     "missing file",
@@ -38,6 +38,7 @@ REASONS = (
     "no such channel",
 )
 _SNDFILE_FORMATS = {"wav", "w64", "flac", "ogg", "aiff", "au", "caf", "nist"}
+_LOWEST_RATE, _HIGHEST_RATE = 4000, 1_000_000  # what lies outside is a damaged header, or holds no speech
 
 
 class AudioError(DataError):
@@ -197,6 +198,8 @@ def _decoder(file: BinaryIO, path: Path, found: str) -> Iterator[SoundFile | Ffm
             if found not in _SNDFILE_FORMATS:
                 raise DecodeError("not for libsndfile")
             sound = SoundFile(file)
+        except UnseekableError:
+            raise
         except DecodeError:
             sound = FfmpegFile(path, found, is_length_stated=found == "mp3" and has_xing(file))
     except DecodeError as error:
@@ -204,6 +207,9 @@ def _decoder(file: BinaryIO, path: Path, found: str) -> Iterator[SoundFile | Ffm
         reason = "truncated audio" if missing else "unreadable audio"
         raise AudioError(reason, f"{path}: {missing or error}") from error
     with sound:
+        if not _LOWEST_RATE <= sound.sample_rate <= _HIGHEST_RATE:
+            wrong = f"{sound.sample_rate} samples a second; {_LOWEST_RATE} to {_HIGHEST_RATE} can be speech"
+            raise AudioError("unreadable audio", f"{path}: {wrong}")
         yield sound
 
 

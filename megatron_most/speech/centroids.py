@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from megatron_most.errors import DataError
+from megatron_most.runtime import open_file, require_file
 from megatron_most.speech.quantiser import Quantiser
 
 _CONVERT = (
@@ -28,11 +29,8 @@ def import_quantiser(path: str | Path) -> Quantiser:
     .npy: one array. .safetensors and .pt: one two-axis tensor of any name, or tensors that end in `weight` and `bias`.
     """
     path = Path(path)
-    try:
-        with open(path, "rb") as file:
-            head = file.read(8)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error}); give a file of centroids") from error
+    with open_file(path, remedy="give a file of centroids") as file:
+        head = file.read(8)
     suffix = path.suffix.lower()
     if head[:6] == b"\x93NUMPY":
         return Quantiser.from_centroids(_read_npy(path))
@@ -53,7 +51,7 @@ def read_safetensors(path: Path) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
     try:
-        return load_file(path)
+        return load_file(require_file(path, remedy="is it whole?"))
     except (OSError, SafetensorError, ValueError, KeyError) as error:  # KeyError: a dtype that numpy lacks
         raise DataError(f"{path}: not a readable .safetensors file ({error}); is it whole?") from error
 

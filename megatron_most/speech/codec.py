@@ -2,8 +2,9 @@
 
 A codec's folder holds `codec.json` and `centroids.safetensors`, nothing that runs when read. Its identity has a hash of
 all that decides the units (weights, layer, centroids, normalisation, version of the code that makes features), and
-travels with every data set. Loading makes the codec again and compares: a changed number is refused. What the
-arithmetic rounds differently (fp32 or bf16, CPU or GPU) is not in the hash. PRESETS name published models.
+travels with every data set. Loading makes the codec again and compares: a changed number is refused. A codec computes
+in fp32 or in bf16, which is chosen when it is loaded: the precision is no part of the hash, but of the identity beside
+it, for a few units in a thousand come out otherwise. PRESETS name published models.
 """
 
 from __future__ import annotations
@@ -11,14 +12,14 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from megatron_most.errors import DataError
-from megatron_most.runtime import Device, ensure_new_folder, write_atomically
+from megatron_most.runtime import Device, cannot_read, ensure_new_folder, read_file, write_atomically, writing
 from megatron_most.speech.quantiser import Quantiser
 from megatron_most.speech.units import UnitSequence, merge_repeats
 
@@ -34,13 +35,37 @@ _FORMAT = 1
 
 @dataclass(frozen=True)
 class CodecIdentity:
-    """Which units these are. Data sets with different hashes do not mix."""
+    """Which units these are. Data sets with different hashes, or of different precision, do not mix."""
 
     name: str
     hash: str
     num_units: int
     sample_rate: int
     frame_s: float
+    precision: str = "fp32"
+    """What they were computed in: fp32 or bf16."""
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.hash[:12]}), computed in {self.precision}"
+
+    @property
+    def key(self) -> str:
+        """What is compared before data sets mix, as one word: the hash, and the precision where it is not fp32."""
+        return self.hash if self.precision == "fp32" else f"{self.hash}/{self.precision}"
+
+    def require_same(self, other: CodecIdentity, here: str, there: str) -> None:
+        """DataError where `other`, of the units in `there`, is not this one, of those in `here`."""
+        if other == self:
+            return
+        if replace(other, precision=self.precision) == self:
+            raise DataError(
+                f"{there}: units computed in {other.precision}, but {here} has them in {self.precision}, and a few "
+                "in a thousand come out otherwise; extract both with the same --precision (bf16 or fp32)"
+            )
+        raise DataError(
+            f"{there}: units of codec {other}, but {here} has those of {self}; one dataset has one codec: extract "
+            "both with the same"
+        )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values."""
@@ -49,7 +74,7 @@ class CodecIdentity:
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CodecIdentity:
         """The inverse of `to_dict`; DataError where a field is missing, unknown or of another type."""
-        types = {"name": str, "hash": str, "num_units": int, "sample_rate": int, "frame_s": float}
+        types = {"name": str, "hash": str, "num_units": int, "sample_rate": int, "frame_s": float, "precision": str}
         wrong = sorted(set(values) ^ set(types)) or [k for k, t in types.items() if type(values[k]) is not t]
         if wrong:
             raise DataError(f"codec identity: {', '.join(wrong)}: missing, unknown or of a wrong type")
@@ -128,14 +153,15 @@ def save_codec(codec: StorableCodec, folder: str | Path) -> Path:
     from safetensors.numpy import save
 
     folder = ensure_new_folder(folder)
-    write_atomically(folder / CENTROIDS_FILE, save(codec.quantiser.arrays()))
     content = {
         "format": _FORMAT,
         "kind": codec.kind,
-        "identity": codec.identity.to_dict(),
+        "identity": {name: value for name, value in codec.identity.to_dict().items() if name != "precision"},
         "settings": codec.settings(),
     }
-    write_atomically(folder / CODEC_FILE, json.dumps(content, indent=2) + "\n")
+    with writing(folder):
+        write_atomically(folder / CENTROIDS_FILE, save(codec.quantiser.arrays()))
+        write_atomically(folder / CODEC_FILE, json.dumps(content, indent=2) + "\n")
     return folder
 
 
@@ -149,13 +175,19 @@ def load_codec(
 ) -> SpeechCodec:
     """A codec from its folder, or from a preset's name and a local file of its centroids.
 
-    `model` says where a HuBERT model is now; its weights must be the same. `device` and `precision` matter to HuBERT.
+    `model` says where a HuBERT model is now; its weights must be the same. `device` and `precision` matter to HuBERT:
+    auto is bf16 on GPUs that compute it, else fp32.
     """
     folder = Path(name_or_folder)
     if folder.is_dir():
         if centroids is not None:
-            raise DataError(f"{folder}: a codec's folder has its centroids; leave `centroids` out")
-        return _load_folder(folder, model, device, precision)
+            raise DataError(f"{folder}: a codec's folder has its centroids; leave --centroids out")
+        loaded = _load_folder(folder, model, device, precision)
+        if precision not in ("auto", loaded.identity.precision):
+            raise DataError(
+                f"{folder}: this codec computes in {loaded.identity.precision} only; leave --precision {precision} out"
+            )
+        return loaded
     name = str(name_or_folder)
     preset = PRESETS.get(name)
     if preset is None:
@@ -163,7 +195,7 @@ def load_codec(
     if centroids is None:
         raise DataError(
             f"{name}: its centroids are published as a pickle, which is never read here ({preset.centroids_url}); "
-            "convert it once to .npy where you trust it, and give that file as `centroids`"
+            "convert it once to .npy where you trust it, and give that file with --centroids"
         )
     from megatron_most.speech.centroids import import_quantiser
     from megatron_most.speech.hubert import HubertFeatures
@@ -185,12 +217,13 @@ def load_codec(
 
 def _load_folder(folder: Path, model: str | Path | None, device: Device | None, precision: Precision) -> SpeechCodec:
     where = folder / CODEC_FILE
+    data = read_file(where, remedy="point to a folder that save_codec wrote")
     try:
-        content = json.loads(where.read_text(encoding="utf-8"))
+        content = json.loads(data)
         if content["format"] != _FORMAT:
             raise DataError(f"{where}: format {content['format']!r}, this version reads {_FORMAT}")
         kind, settings = content["kind"], content["settings"]
-        identity = CodecIdentity.from_dict(content["identity"])
+        identity = CodecIdentity.from_dict({**content["identity"], "precision": "fp32"})
         codec: StorableCodec
         if kind == "mfcc-kmeans":
             from megatron_most.speech.mfcc import MfccCodec
@@ -212,11 +245,13 @@ def _load_folder(folder: Path, model: str | Path | None, device: Device | None, 
             codec = HubertCodec(features, _read_quantiser(folder), name=identity.name)
         else:
             raise DataError(f"{where}: kind {kind!r}; this version knows mfcc-kmeans and hubert")
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise cannot_read(where, error, "point to a folder that save_codec wrote") from error
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{where}: not a readable codec ({error!r}); point to a folder that save_codec wrote"
         ) from error
-    if codec.identity != identity:
+    if replace(codec.identity, precision=identity.precision) != identity:
         raise DataError(
             f"{where}: it says {identity}, but its files and model now make {codec.identity}: centroids, model or "
             "settings have changed; take the original files, or save a codec of its own"

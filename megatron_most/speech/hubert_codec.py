@@ -34,7 +34,9 @@ class HubertCodec:
         self.min_samples = features.min_samples
         facts = {"kind": self.kind, "features": features.facts, "quantiser": quantiser.hash()}
         name = name or f"hubert-{1 / features.frame_s:g}hz-l{features.layer}-{quantiser.num_units}"
-        self.identity = CodecIdentity(name, hash_of(facts), quantiser.num_units, features.sample_rate, features.frame_s)
+        self.identity = CodecIdentity(
+            name, hash_of(facts), quantiser.num_units, features.sample_rate, features.frame_s, features.precision
+        )
 
     def settings(self) -> dict[str, Any]:
         """JSON values from which, with the quantiser, it can be made again."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from megatron_most.errors import DataError
-from megatron_most.runtime import sha256_file
+from megatron_most.runtime import read_file, reading, require_file, sha256_file
 
 _SETTINGS = ["config.json", "preprocessor_config.json", "*.index.json"]
 # In the order of preference; a large model is in parts.
@@ -31,12 +31,14 @@ def find_hubert(model: str | Path, revision: str | None = None) -> HubertFiles:
     folder = Path(model)
     if not folder.is_dir():
         folder = _download(str(model), revision)
-    if not (folder / "config.json").is_file():
-        raise DataError(f"{folder}: no config.json; give a folder of a transformers HubertModel")
+    require_file(folder / "config.json", remedy="give a folder of a transformers HubertModel")
     pattern, files = next(((p, f) for p in _WEIGHTS if (f := sorted(folder.glob(p)))), ("", []))
     if not files:
         raise DataError(f"{folder}: no model.safetensors or pytorch_model.bin; is the download whole?")
-    hashes = [sha256_file(file) for file in files]
+    hashes = []
+    for file in files:
+        with reading(file, "is the download whole?"):
+            hashes.append(sha256_file(file))
     whole = hashes[0] if len(hashes) == 1 else hashlib.sha256("".join(hashes).encode()).hexdigest()
     rate, normalise = _preprocessor(folder)
     return HubertFiles(folder, whole, pattern.endswith("safetensors"), rate, normalise)
@@ -46,10 +48,11 @@ def _preprocessor(folder: Path) -> tuple[int, bool | None]:
     path = folder / "preprocessor_config.json"
     if not path.is_file():
         return 16000, None
+    data = read_file(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(data)
         rate, normalise = content.get("sampling_rate", 16000), content.get("do_normalize")
-    except (OSError, ValueError, AttributeError) as error:
+    except (ValueError, AttributeError) as error:
         raise DataError(f"{path}: not readable ({error}); it should be a JSON object") from error
     if type(rate) is not int or rate <= 0 or type(normalise) not in (bool, type(None)):
         raise DataError(f"{path}: sampling_rate {rate!r}, do_normalize {normalise!r}; a number and true or false")

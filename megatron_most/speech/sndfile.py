@@ -10,11 +10,16 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+_SAID_TO_SEEK = ("DWVW",)  # libsndfile says so and then fails
 _UNKNOWN_LENGTH = 1 << 48  # libsndfile gives 2^63 - 1 for a FLAC that does not state its length
 
 
 class DecodeError(Exception):
     """A decoder cannot open or read a file; the message is the library's."""
+
+
+class UnseekableError(DecodeError):
+    """A codec in which libsndfile cannot go to a place; another library is no way out."""
 
 
 class SoundFile:
@@ -31,6 +36,12 @@ class SoundFile:
             self._sound: Any = soundfile.SoundFile(file.fileno(), closefd=False)
         except self._error as error:
             raise DecodeError(error.error_string) from error
+        codec, container = str(self._sound.subtype), str(self._sound.format)
+        if not self._sound.seekable() or codec.startswith(_SAID_TO_SEEK):
+            self._sound.close()
+            # FFmpeg reads GSM in a WAV; G.721 there it reads as another codec, without a word.
+            kind = DecodeError if (container, codec) == ("WAV", "GSM610") else UnseekableError
+            raise kind(f"{codec} inside {container} can be read from its start only; convert it")
         self.sample_rate, self.channels = int(self._sound.samplerate), int(self._sound.channels)
         self.num_samples: int | None = int(self._sound.frames)  # None, as in FfmpegFile, never happens here
         if self._sound.frames >= _UNKNOWN_LENGTH:

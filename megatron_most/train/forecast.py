@@ -1,7 +1,7 @@
 """What a phase will take, told before its first step: tokens, epochs of each task, GPU-hours.
 
-Tokens are counted from the first rows of the stream, as they are packed; hours are arithmetic on an assumed utilisation,
-and said to be: the console's time left is measured.
+Tokens are counted from the first rows of the stream, as they are packed; hours are arithmetic on an assumed
+utilisation, and said to be: the console's time left is measured.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 
 from megatron_most.config import Plan, count_flops
 from megatron_most.data import Reader
+from megatron_most.engine import Session
+from megatron_most.runtime import Device
 from megatron_most.train.schedule import batch_rows
 
 _LOOKED_AT = 4096  # documents of the stream's beginning
@@ -29,6 +31,12 @@ class Forecast:
     task_documents: dict[str, float]
     epochs: dict[str, float]
     flops: float
+
+
+def peak_flops(plan: Plan, device: Device) -> float | None:
+    """Of one device, where the recipe or the maker says."""
+    said = plan.config.telemetry.peak_flops
+    return said if said is not None or plan.config.engine.precision == "fp32" else device.peak_flops
 
 
 def forecast(plan: Plan, reader: Reader, first: int = 0) -> Forecast:
@@ -59,9 +67,12 @@ def forecast(plan: Plan, reader: Reader, first: int = 0) -> Forecast:
     )
 
 
-def describe(found: Forecast, plan: Plan, reader: Reader, peak_flops: float | None) -> list[str]:
-    """Lines for the console. `peak_flops`: of one device, where it is known."""
-    train, world = plan.config.train, plan.layout.world
+def describe(session: Session, reader: Reader, first: int) -> list[str]:
+    """Lines for the console, none where all steps are taken."""
+    plan, train = session.plan, session.plan.config.train
+    if first >= train.steps:
+        return []
+    found, peak = forecast(plan, reader, first), peak_flops(plan, session.device)
     lines = [
         f"{found.steps:,} steps of {found.documents / found.steps:,.0f} documents in {found.rows / found.steps:,.0f} "
         f"rows of {reader.row_length:,}: {_short(found.tokens)} tokens to come, {found.filled:.1%} of the places filled"
@@ -78,13 +89,14 @@ def describe(found: Forecast, plan: Plan, reader: Reader, peak_flops: float | No
             if task.ids_left_out:
                 line += f", {_short(task.ids_left_out)} tokens left out"
         lines.append(line)
-    if peak_flops is None:
+    if peak is None:
         lines.append(f"{found.flops:.2e} FLOPs on {plan.layout}; the time is told as soon as steps have been measured")
     else:
-        hours = found.flops / (_ASSUMED_MFU * peak_flops) / 3600
+        hours = found.flops / (_ASSUMED_MFU * peak) / 3600
+        days = hours / plan.layout.world / 24
         lines.append(
-            f"{found.flops:.2e} FLOPs on {plan.layout}: {hours:,.0f} GPU-hours, {hours / world / 24:,.1f} days, if "
-            f"{_ASSUMED_MFU:.0%} of {peak_flops / 1e12:,.0f} TFLOP/s are reached (assumed; the time left is measured)"
+            f"{found.flops:.2e} FLOPs on {plan.layout}: {hours:,.0f} GPU-hours, {days:,.1f} days, if "
+            f"{_ASSUMED_MFU:.0%} of {peak / 1e12:,.0f} TFLOP/s are reached (assumed; the time left is measured)"
         )
     return lines
 

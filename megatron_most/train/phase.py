@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from dataclasses import replace
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
@@ -13,9 +14,10 @@ from megatron_most.config import dump
 from megatron_most.data import Reader, Step, Steps
 from megatron_most.engine import Engine, Session, StepReport
 from megatron_most.errors import MostError
-from megatron_most.runtime import get_logger
+from megatron_most.runtime import PATIENCE, get_logger
 from megatron_most.train.metrics import Metrics
 from megatron_most.train.schedule import batch_rows, learning_rate
+from megatron_most.train.skips import Dealing, give_up
 from megatron_most.train.state import RunState
 from megatron_most.train.stop import EXIT_STOPPED, StopRequest
 from megatron_most.train.validation import Validation
@@ -37,18 +39,19 @@ class Phase:
 
     def __init__(
         self, session: Session, engine: Engine, reader: Reader, saver: Saver, metrics: Metrics, validation: Validation,
-        state: RunState,
+        state: RunState, folder: Path,
     ) -> None:  # fmt: skip
         self.session, self.engine, self.reader, self.saver = session, engine, reader, saver
         self.metrics, self.validation, self.state = metrics, validation, state
-        self._in_a_row = 0
+        self._folder, self._first, self._in_a_row = folder, state.step, 0
         self._spike_at = state.position
 
     def run(self, stop: StopRequest) -> int:
         """To the end; the exit code. SpikeError where the run should go back to its last checkpoint."""
         config, groups, state = self.session.plan.config, self.session.groups, self.state
-        train, keep = config.train, config.checkpoint
+        train, keep, at = config.train, config.checkpoint, self.session.ranks.pulse.at
         self.validation.begin(state, self.metrics)
+        self.metrics.lap("validation")
         rows = None
         if train.batch_counts == "rows":
             rows = (batch_rows(train, step) for step in itertools.count(state.step))
@@ -62,21 +65,28 @@ class Phase:
         )
         with steps:
             while state.step < train.steps:
-                self._step(next(steps))
+                at(f"step {state.step}: data", is_own=True)
+                data = next(steps)
+                self.metrics.lap("data")
+                self._step(data)
                 is_last, alarm = state.step == train.steps, None
                 if train.validate_every and (state.step % train.validate_every == 0 or is_last):
+                    at(f"step {state.step - 1}: validation", patience=PATIENCE)
                     alarm = self.validation.run(state, self.metrics)
+                    self.metrics.lap("validation")
+                at(f"step {state.step - 1}: saving", patience=PATIENCE)
                 asked = _any_rank(stop.is_asked(look=self.session.ranks.rank == 0))
                 if is_last or asked or alarm or (keep.every and state.step % keep.every == 0):
                     self._save()
+                    self.metrics.lap("checkpoint")
                 if alarm is not None:
-                    self.saver.wait()
+                    self._await_saves()
                     raise alarm
                 if asked and not is_last:
-                    self.saver.wait()
+                    self._await_saves()
                     _log.info("stopped after step %d by %s, all saved", state.step, stop.reason or "another rank")
                     return EXIT_STOPPED
-        self.saver.wait()
+        self._await_saves()
         return 0
 
     def close(self) -> None:
@@ -85,16 +95,20 @@ class Phase:
 
     def _step(self, data: Step) -> None:
         train, state = self.session.plan.config.train, self.state
+        at = self.session.ranks.pulse.at
+        at(f"step {state.step}: engine", patience=PATIENCE if state.step == self._first else 1.0)
         rate = learning_rate(train, state.step)
-        report = self.engine.step(data.batches, rate)
-        tokens = sum(row.filled for row in data.rows)
-        self.metrics.step(state.step, report, tokens, learning_rate=rate, position=data.after.to_dict())
+        look = self.metrics.looks_at(state.step)
+        report = self.engine.step(data.batches, rate, lap=self.metrics.lap, look=look)
+        self.metrics.step(state.step, report, data, rate)
         self._in_a_row = self._in_a_row + 1 if report.is_skipped else 0
         if self._in_a_row > train.max_skipped:
-            raise MostError(
-                f"step {state.step}: the gradient was not finite {self._in_a_row} times in a row; the last rows held "
-                f"{self.reader.names(data.rows[:4])} and others; lower train.learning_rate, or look at these documents"
+            at(f"step {state.step}: looking for documents", patience=PATIENCE)
+            groups = self.session.groups
+            dealing = Dealing(
+                rank=groups.data.rank(), ranks=groups.data.size(), micro_batch_size=train.micro_batch_size
             )
+            give_up(state.step, self._in_a_row, data, self.reader, self.engine, dealing, self._folder)
         self._watch_loss(report, data)
         state.step, state.position, state.skipped = state.step + 1, data.after, state.skipped + report.is_skipped
 
@@ -113,11 +127,15 @@ class Phase:
         if len(state.rollbacks) >= train.max_rollbacks:
             remedy = "lower train.learning_rate, or look at these documents"
             raise MostError(f"{told} after {len(state.rollbacks)} rollbacks; the last rows held {names}; {remedy}")
-        self.saver.wait()
+        self._await_saves()
         left_out = {"step": state.step, "from": self._spike_at.to_dict(), "to": data.after.to_dict()}
         rolled = replace(state, position=data.after, rollbacks=[*state.rollbacks, left_out])
         told += ": going back to the last checkpoint, and on with the data that comes after"
         raise SpikeError(told, rolled)
+
+    def _await_saves(self) -> None:
+        self.saver.wait()
+        self.metrics.lap("checkpoint")
 
     def _save(self) -> None:
         plan, state = self.session.plan, self.state

@@ -14,7 +14,7 @@ from megatron_most.errors import CheckpointError
 _MAY_CHANGE = (
     "device", "layout.", "recompute.", "checkpoint.", "core.", "deepspeed.", "engine.kind", "engine.zero_stage",
     "engine.offload_optimizer", "moe.placement", "moe.dispatcher", "train.micro_batch_size", "train.validate_every",
-    "train.max_skipped", "data.validation_documents", "tokens.file",
+    "train.max_skipped", "train.hang_after_s", "data.validation_documents", "tokens.file", "telemetry.",
 )  # fmt: skip
 
 

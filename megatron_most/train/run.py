@@ -8,6 +8,7 @@ from the last checkpoint. All ranks do all of it.
 from __future__ import annotations
 
 import gc
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -19,7 +20,7 @@ from megatron_most.checkpoint import (
     Shelf,
     TensorReader,
     find_pieces,
-    read_record,
+    read_together,
     verify_files,
 )
 from megatron_most.config import Plan, RunConfig, dump
@@ -27,8 +28,20 @@ from megatron_most.data import Reader, ReaderState
 from megatron_most.engine import Session, make_engine, open_session
 from megatron_most.errors import CheckpointError, ConfigError, MostError
 from megatron_most.model import build_model
-from megatron_most.runtime import Claim, Launch, agree, claim, get_logger, set_threads, write_atomically
+from megatron_most.runtime import (
+    PATIENCE,
+    Claim,
+    Launch,
+    agree,
+    claim,
+    get_logger,
+    set_threads,
+    write_atomically,
+)
 from megatron_most.train.blend import open_reader
+from megatron_most.train.board import require_boards
+from megatron_most.train.data_files import prove_changed, stamp
+from megatron_most.train.forecast import describe
 from megatron_most.train.freeze import freeze
 from megatron_most.train.metrics import Metrics
 from megatron_most.train.phase import RECIPE, TOKEN_MAP, Phase, SpikeError
@@ -44,23 +57,27 @@ _GAINS_FROM_THREADS = 512  # hidden size; most-tiny takes 2.3 times as long on t
 
 def run_training(config: RunConfig, launch: Launch | None = None) -> int:
     """Train; the exit code: 0, or EXIT_STOPPED where it was asked to stop and has saved."""
-    folder = Path(config.checkpoint.folder.format(name=config.name))
+    began, folder = time.time(), Path(config.checkpoint.folder.format(name=config.name))
     stop = StopRequest(folder)  # from the first moment: a signal that nobody awaits would end the process unsaved
     with open_session(config, launch) as session, ExitStack() as stack:
         if session.device.kind == "cpu" and session.plan.config.model.hidden_size < _GAINS_FROM_THREADS:
             set_threads(1)
+        session.ranks.pulse.at("opening the data", patience=PATIENCE)
+        require_boards(config.telemetry)
         reader = open_reader(session.plan)
         shelf = Shelf(folder / "checkpoints")
         own = stack.enter_context(_claimed(shelf, session))
         after: RunState | None = None
         while True:
-            phase = _open_phase(session, reader, shelf, own, folder, after)
+            phase = _open_phase(session, reader, shelf, own, folder, began, after)
             if session.ranks.rank == 0:
                 write_atomically(folder / RECIPE, dump(config))
+                for line in describe(session, reader, phase.state.step):
+                    _log.info("%s", line)
             try:
                 return phase.run(stop)
             except SpikeError as spike:
-                after = spike.state
+                began, after = time.time(), spike.state
                 _log.warning("%s", spike)
             finally:
                 phase.close()
@@ -69,18 +86,22 @@ def run_training(config: RunConfig, launch: Launch | None = None) -> int:
 
 
 def _open_phase(
-    session: Session, reader: Reader, shelf: Shelf, own: Claim | None, folder: Path, after: RunState | None
-) -> Phase:
+    session: Session, reader: Reader, shelf: Shelf, own: Claim | None, folder: Path, began: float,
+    after: RunState | None,
+) -> Phase:  # fmt: skip
     """Model, engine and state as the newest whole checkpoint has them, or as a first step finds them. `after`: a spike,
     whose data is left out.
     """
     plan, config = session.plan, session.plan.config
+    session.ranks.pulse.at("starting", patience=PATIENCE)
+    _require_own(own)
     found = shelf.find_newest(lambda path, record: _verify_together(path, record, session))
     model = build_model(plan, session.groups, session.device.torch_device)
     pieces = find_pieces(model, plan.moe.expert_at if plan.moe else ())
     state, source, moments_of = RunState(), found, found
     if found is not None:
         state = _resume(found, config, reader)
+        prove_changed(config, state.files, session.ranks.rank, session.ranks.world_size)
     elif config.checkpoint.start_from:
         source = _start_from(Path(config.checkpoint.start_from), plan, session)
         moments_of = source if config.checkpoint.keep_optimizer else None
@@ -88,6 +109,7 @@ def _open_phase(
             wrong, remedy = f"{source[0]} holds no optimizer state", "leave it out: the moments begin at zero"
             raise ConfigError("checkpoint.keep_optimizer", True, wrong, remedy)
         state.base = source[1].training.get("loop", {}).get("base")
+    state.files = stamp(config) if session.ranks.rank == 0 else {}  # who writes the checkpoint's manifest
     tensors = LocalTensors(TensorReader(*source), pieces) if source is not None else None
     if tensors is not None:
         tensors.fill(model)
@@ -101,9 +123,9 @@ def _open_phase(
     if found is not None:
         _log.info("going on after step %d, from %s", state.step, found[0])
     saver = Saver(shelf, pieces, own, keep=config.checkpoint.keep, versions=find_versions())
-    metrics = Metrics(folder, state.step, config.train.steps)
+    metrics = Metrics(session, engine, reader.task_names, folder, state.step, began)
     validation = Validation(folder, plan, session.groups, engine, reader)
-    return Phase(session, engine, reader, saver, metrics, validation, state)
+    return Phase(session, engine, reader, saver, metrics, validation, state, folder)
 
 
 @contextmanager
@@ -120,6 +142,17 @@ def _claimed(shelf: Shelf, session: Session) -> Iterator[Claim | None]:
                 wrong = error
         agree(wrong)
         yield own
+
+
+def _require_own(own: Claim | None) -> None:
+    """All ranks end where a newer attempt has taken the run over: what is next would change files of its."""
+    wrong = None
+    if own is not None:
+        try:
+            own.check()
+        except MostError as error:
+            wrong = error
+    agree(wrong)
 
 
 def _verify_together(path: Path, record: Record, session: Session) -> None:
@@ -145,7 +178,7 @@ def _start_from(path: Path, plan: Plan, session: Session) -> tuple[Path, Record]
     found = shelf.find_newest(lambda at, record: _verify_together(at, record, session))
     if found is None:
         try:
-            found = path, read_record(path)
+            found = path, read_together(path)
         except CheckpointError as error:
             wrong = f"no checkpoint there ({error})"
             raise ConfigError("checkpoint.start_from", str(path), wrong, "give a run's folder or a step's") from error

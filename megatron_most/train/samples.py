@@ -19,7 +19,7 @@ from megatron_most.data import Document, Reader, pack_rows
 from megatron_most.data.tokenizer import TextTokenizer, load_tokenizer
 from megatron_most.engine import Engine
 from megatron_most.errors import MostError
-from megatron_most.runtime import get_rank
+from megatron_most.runtime import get_rank, json_lines, write_atomically
 from megatron_most.vocab import TokenMap
 
 
@@ -40,6 +40,14 @@ class Samples:
         self._tokenizer = load_tokenizer(path) if path else None
         count = plan.config.samples.count
         self._prompts = {task: self._find(reader, task, count) for task in reader.validation_names} if count else {}
+
+    def begin(self, step: int) -> None:
+        """Before step `step`: what later steps of an earlier attempt have said is said again."""
+        if get_rank() or not self._prompts or not self._path.exists():
+            return
+        with open(self._path, "rb") as file:
+            kept = [raw for raw, line in json_lines(file) if 0 < line["step"] <= step]
+        write_atomically(self._path, b"".join(kept).decode())
 
     def take(self, engine: Engine, step: int) -> None:
         """One answer to each prompt. All ranks call it."""

@@ -9,6 +9,7 @@ from typing import Any, Self
 from megatron_most.config import TrainConfig
 from megatron_most.data import Position
 from megatron_most.errors import CheckpointError
+from megatron_most.train.data_files import Stamps
 
 
 @dataclass
@@ -27,6 +28,8 @@ class RunState:
     """Spikes that were left out: the steps, and where in the data they lay."""
     high: int = 0
     """Spike losses in a row."""
+    files: Stamps = field(default_factory=dict)
+    """The data files as this attempt found them."""
 
     def to_dict(self) -> dict[str, Any]:
         """JSON for a checkpoint; the position goes with the reader's state, which proves the data."""

@@ -36,6 +36,7 @@ class Validation:
 
     def begin(self, state: RunState, metrics: Metrics) -> None:
         """Before the first step: what the gate compares with, unless an earlier attempt or phase has found it out."""
+        self._samples.begin(state.step)
         if not self._gate.valid:
             return
         texts = self._texts()

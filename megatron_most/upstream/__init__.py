@@ -20,6 +20,7 @@ from megatron_most.upstream.zero import (
 from megatron_most.upstream.zero_state import (
     full_moment,
     full_weight,
+    gradient_fragments,
     link_moments,
     make_room_for_moments,
     set_full,
@@ -37,6 +38,7 @@ __all__ = [
     "find_versions",
     "full_moment",
     "full_weight",
+    "gradient_fragments",
     "link_moments",
     "make_room_for_moments",
     "make_zero_engine",

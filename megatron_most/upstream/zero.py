@@ -79,6 +79,8 @@ def mark_for_zero(
     groups._EXPERT_DATA_PARALLEL_GROUP_RANKS[name] = dist.get_process_group_ranks(expert_data)
     groups.expert_tensor_parallel_world_size = layout.expert_tensor
     for _, weight in weights:
+        if getattr(weight, "shared", False):  # the last stage's copy of a tied embedding (norm 0.18 off without)
+            weight.ds_pipe_replicated = True  # type: ignore[attr-defined]
         if not getattr(weight, "allreduce", True):
             weight.group_name = name  # type: ignore[attr-defined]
             # "Another tensor rank holds other numbers": true of uncut expert weights too (norm 2e-2 off without).
@@ -106,12 +108,21 @@ def make_zero_engine(
 ) -> Any:
     """A DeepSpeedEngine that knows of experts. deepspeed.initialize builds only its own class, hence by hand."""
     from deepspeed import DeepSpeedConfig, DeepSpeedEngine
+    from deepspeed.runtime.constants import BFLOAT16
+    from deepspeed.runtime.zero.config import ZERO_OPTIMIZATION
 
     class ExpertEngine(DeepSpeedEngine):
         def _configure_distributed_model(self, model: torch.nn.Module) -> None:
             has_experts = any(not getattr(weight, "allreduce", True) for weight in model.parameters())
             self.has_moe_layers = has_experts and self.zero_optimization_stage() < 3
             super()._configure_distributed_model(model)
+
+        def _do_optimizer_sanity_check(self, basic_optimizer: torch.optim.Optimizer) -> Any:
+            """For bf16 with float32 gradients DeepSpeed takes another optimizer class under ZeRO-1 alone, whose state
+            is laid out otherwise; that of ZeRO-2 does both stages in any precision.
+            """
+            wrapper = super()._do_optimizer_sanity_check(basic_optimizer)
+            return ZERO_OPTIMIZATION if wrapper == BFLOAT16 else wrapper
 
     # DeepSpeedConfig swallows errors of the mpu (the world size silently becomes 1): ask it first.
     assert mpu.get_data_parallel_world_size() >= 1, "an empty data-parallel group"

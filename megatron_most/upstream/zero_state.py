@@ -1,4 +1,5 @@
-"""ZeRO's masters and moments in and out, as tensors that are whole over the ranks ZeRO has spread them over.
+"""ZeRO's masters and moments in and out, as tensors that are whole over the ranks ZeRO has spread them over; and the
+gradients between the last backward pass and the step, as each rank holds them.
 
 DeepSpeed's own getters are used where they are right. It links moments once, after the first optimizer group's step,
 when the others have none; ZeRO-3's setters of whole values fail where a partition is padded; and a fresh optimizer has
@@ -7,7 +8,7 @@ no moments to set. Setters never touch the model's own weights: build the model 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -69,3 +70,29 @@ def set_full(weight: Weight, value: torch.Tensor, moment: str | None) -> None:
     part = flat.narrow(0, size * dist.get_rank(group), size).to(weight.ds_tensor.device)  # type: ignore[attr-defined]
     setter = safe_set_local_fp32_param if moment is None else safe_set_local_optimizer_state
     setter(weight, part, *extra)
+
+
+def gradient_fragments(optimizer: Any, weights: Iterable[Weight]) -> Iterator[tuple[Weight, torch.Tensor]]:
+    """(weight, what this rank holds of its reduced gradient), times the loss scale: all ranks that ZeRO has spread a
+    weight over hold the whole of it once. Call between the last backward pass of a step and the step.
+
+    ZeRO-1 and 2 with offload keep the norms alone where they can be read without waiting: those are given, as tensors
+    of one number.
+    """
+    from deepspeed.utils import safe_get_local_grad
+
+    for weight in weights:
+        if not weight.requires_grad:
+            continue
+        if hasattr(weight, "ds_id"):
+            yield weight, safe_get_local_grad(weight)
+        elif (mapping := weight._hp_mapping) is None:  # type: ignore[attr-defined]
+            continue
+        elif getattr(optimizer, "cpu_offload", False):
+            yield weight, optimizer.norm_for_param_grads[optimizer.get_param_id(weight)]
+        else:
+            fragment = mapping.get_lp_grad_fragment(weight._index_in_param_group).flatten()  # type: ignore[attr-defined]
+            address = mapping.lp_fragment_address
+            if fragment.numel() != address.numel:  # bf16 under ZeRO-1: every rank holds the whole reduced gradient
+                fragment = fragment.narrow(0, address.start, address.numel)
+            yield weight, fragment

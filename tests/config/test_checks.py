@@ -200,7 +200,6 @@ BUILDS: dict[str, tuple[Changes, int]] = {
     "micro-batches that do not divide": ({"train.micro_batch_size": 3, "train.global_batch_size": 8}, 5),
     "no clipping, no decay, no learning": ({"train.clip": 0, "train.weight_decay": 0, "train.learning_rate": 0}, 1),
     "the largest seed": ({"train.seed": 2**32 - 1}, 1),
-    "fp16 on a CPU": ({"engine.precision": "fp16", "engine.kind": "deepspeed"}, 1),
     "kept routing groups with just enough": ({**ROUTING, "moe.routing_groups_kept": 1}, 1),
     "too few kept, as the release allows": (
         {**ROUTING, "moe.routing_groups_kept": 1, "moe.top_k": 3, "moe.gate": "reference"}, 1,

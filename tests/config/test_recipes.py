@@ -25,7 +25,8 @@ from megatron_most.config.size import count_parameters
 from megatron_most.errors import ConfigError
 from tests.config.runs import leaves
 
-LARGE = ("most-16b", "most-3b-dense", "most-3b-upcycled", "no-shared", "vanilla-moe", "stage1-asr-tts", "stage2-instruct")
+LARGE = ("most-16b", "most-3b-dense", "most-3b-upcycled", "no-shared", "vanilla-moe", "stage1-asr-tts",
+         "stage2-instruct")  # fmt: skip
 ONE_NODE = Facts(world_size=8, device="gpu", core_version=(0, 16))
 Write = Callable[..., Path]
 

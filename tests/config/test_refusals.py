@@ -244,7 +244,13 @@ CASES = {
         "engine.precision",
         "does not scale losses",
         {"engine.precision": "fp16"},
-        ({**DEEPSPEED, "engine.precision": "fp16"}, {"engine.precision": "bf16"}),
+        (on({"device": "gpu"}, {**DEEPSPEED, "engine.precision": "fp16"}), {"engine.precision": "bf16"}),
+    ),
+    "fp16 on a CPU": Case(
+        "engine.precision",
+        "no fp16 on a CPU",
+        {**DEEPSPEED, "engine.precision": "fp16"},
+        (on({"device": "gpu"}, {**DEEPSPEED, "engine.precision": "fp16"}), {**DEEPSPEED, "engine.precision": "bf16"}),
     ),
     "offload without DeepSpeed": Case(
         "engine.offload_optimizer",

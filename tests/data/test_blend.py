@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
@@ -14,12 +13,11 @@ from hypothesis import strategies as st
 
 from megatron_most.data.batch import Document
 from megatron_most.data.blend import Blend, TaskSpec, TaskStream, open_task
-from megatron_most.data.dataset import REJECTS, DatasetInfo, dtype_for
 from megatron_most.data.document import DocumentRuns, Run
-from megatron_most.data.indexed import BIN, IDS, IDX, encode_documents, write_index
 from megatron_most.errors import ConfigError, DataError
 from megatron_most.speech import CodecIdentity
 from megatron_most.vocab import tiny_token_map
+from tests.datasets import write_dataset
 
 
 @dataclass
@@ -194,62 +192,32 @@ def test_documents_that_cannot_be_used_are_refused_by_id() -> None:
 
 # Datasets on disk
 
-FILES = (BIN, IDX, IDS, REJECTS)
 
-
-def write_dataset(folder: Path, task: str, num_units: int = 22, codec: str = "a") -> Path:
-    tokens = tiny_token_map(num_units=num_units)
-    folder.mkdir()
-    runs = [[Run(np.arange(n, dtype=np.int32), 0, False), Run(np.arange(3, dtype=np.int32), 0, True)] for n in (4, 40)]
-    documents = [DocumentRuns(f"{task}-{n}", tuple(parts)) for n, parts in enumerate(runs)]
-    encoded = encode_documents(documents, dtype_for(tokens))
-    columns = {
-        BIN: encoded.tokens,
-        IDS: encoded.ids,
-        REJECTS: b"",
-        "l": encoded.lengths,
-        "m": encoded.modes,
-        "c": encoded.counts,
-    }
-    for name, data in columns.items():
-        (folder / name).write_bytes(data)
-    write_index(folder / IDX, folder / "l", folder / "m", folder / "c", dtype_for(tokens))
-    DatasetInfo(
-        task=task,
-        tokens=tokens,
-        codec=CodecIdentity(name="c", hash=codec * 64, num_units=num_units, sample_rate=16000, frame_s=0.02),
-        tokenizer=None,
-        templates=("t", "0" * 64),
-        documents=2,
-        sequences=4,
-        tokens_by_tag={"text": 50, "audio": 0, "wave": 0},
-        trained_tokens=6,
-        longest=43,
-        seconds=0.0,
-        files={n: (len(d := (folder / n).read_bytes()), hashlib.sha256(d).hexdigest()) for n in FILES},
-        provenance=(),
-    ).save(folder)
-    return folder
+def write_task(folder: Path, task: str, num_units: int = 22, codec: str = "a") -> Path:
+    runs = [(Run(np.arange(n, dtype=np.int32), 0, False), Run(np.arange(3, dtype=np.int32), 0, True)) for n in (4, 40)]
+    documents = [DocumentRuns(f"{task}-{n}", parts) for n, parts in enumerate(runs)]
+    identity = CodecIdentity(name="c", hash=codec * 64, num_units=num_units, sample_rate=16000, frame_s=0.02)
+    return write_dataset(folder, documents, tokens=tiny_token_map(num_units=num_units), task=task, codec=identity)
 
 
 def test_datasets_of_one_task_are_opened_as_one_and_split_or_dropped_by_their_task(tmp_path: Path) -> None:
-    folders = [write_dataset(tmp_path / name, "text-lm") for name in "ab"]
+    folders = [write_task(tmp_path / name, "text-lm") for name in "ab"]
     spec = open_task(folders, tiny_token_map(), name="web", weight=0.2)
     assert (spec.name, spec.policy, len(spec.sources), spec.codec) == ("web", "split", 2, "a" * 64)
     stream = TaskStream(spec, 16, 0)
     assert (stream.num_documents, stream.num_long) == (4, 2) and stream.name_of(1, 0) == "task web, document text-lm-0"
     assert spec.sources[0].document(0).is_trained[3:5].tolist() == [False, True]  # type: ignore[attr-defined]
-    spec = open_task([write_dataset(tmp_path / "c", "asr")], tiny_token_map())
+    spec = open_task([write_task(tmp_path / "c", "asr")], tiny_token_map())
     assert (spec.name, spec.policy) == ("asr", "drop")
 
 
 def test_datasets_of_another_vocabulary_task_or_codec_are_refused_by_folder(tmp_path: Path) -> None:
-    asr = write_dataset(tmp_path / "asr", "asr")
+    asr = write_task(tmp_path / "asr", "asr")
     with pytest.raises(DataError, match="asr: another token map: "):
         open_task([asr], tiny_token_map(num_units=21))
     with pytest.raises(DataError, match="tts: its task is tts, but asr in .*asr; datasets taken as one must agree"):
-        open_task([asr, write_dataset(tmp_path / "tts", "tts")], tiny_token_map())
-    other = write_dataset(tmp_path / "other", "asr", codec="b")
+        open_task([asr, write_task(tmp_path / "tts", "tts")], tiny_token_map())
+    other = write_task(tmp_path / "other", "asr", codec="b")
     with pytest.raises(DataError, match="other: its codec is bbb"):
         open_task([asr, other], tiny_token_map())
     with pytest.raises(DataError, match="tasks asr and asr-2: made with different codecs"):

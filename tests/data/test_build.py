@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import soundfile
 
 from megatron_most.data.build import BuildInputs, BuildOptions, build
 from megatron_most.data.dataset import open_dataset
@@ -27,7 +28,18 @@ from megatron_most.data.verify import verify
 from megatron_most.errors import DataError
 from megatron_most.speech import load_codec
 from megatron_most.vocab import TokenMap
-from tests.data_files import content, kill_often, make_codec, make_corpus, make_tokenizer, text
+from tests.data_files import (
+    RATE,
+    content,
+    cut,
+    kill_often,
+    make_codec,
+    make_corpus,
+    make_tokenizer,
+    sound,
+    text,
+    write_manifest,
+)
 
 FORK = multiprocessing.get_context("fork")
 
@@ -67,6 +79,16 @@ def texts(folder: Path, count: int, **changes: Any) -> Manifest:
     with ManifestWriter(folder, kind="text", **about) as out:
         for number in range(count):
             out.add_text(f"{about['corpus']}-{number}", text(number) + f" {number}")
+    return open_manifest(folder)
+
+
+def chat(folder: Path, utterances: list[str]) -> Manifest:
+    """A chat for each utterance."""
+    about: dict[str, Any] = dict(corpus="c", split="train", licence="CC0-1.0", source="made", normalisation="none")
+    with ManifestWriter(folder, kind="chat", **about) as out:
+        for number, utterance in enumerate(utterances):
+            user = Turn(role="user", parts=(SpeechPart(utterance),))
+            out.add_chat(ChatRow(id=f"c-{number}", turns=(user, Turn(role="assistant", parts=("yes",)))))
     return open_manifest(folder)
 
 
@@ -111,24 +133,110 @@ def test_asr_and_tts_documents_say_the_utterance_and_its_units(corpus: Corpus, t
     assert "CC0-1.0" in (tmp_path / "asr" / "README.md").read_text()
 
 
-@pytest.mark.parametrize("task", ["asr", "interleaved", "text-lm"])
+def all_but_the_job(folder: Path) -> dict[str, Any]:
+    """Every byte, but what says how it was made: job.json, and its line and the seal of dataset.json."""
+    found: dict[str, Any] = dict(content(folder))
+    info = json.loads(found["dataset.json"])
+    assert found.pop("job.json") and info["files"].pop("job.json") and info.pop("seal")
+    return {**found, "dataset.json": json.dumps(info)}
+
+
+def two_corpora(corpus: Corpus, root: Path) -> BuildInputs:
+    """Speech of two manifests, of which some rows have no text and others are too long for units."""
+    import gzip
+
+    root.mkdir()
+    manifests = []
+    for name, seed in (("a", 0), ("b", 40)):
+        made = make_corpus(root / name, recordings=3, cuts=8, seed=seed)
+        with gzip.open(made.folder / "rows.jsonl.gz") as rows:
+            cuts = [{**json.loads(line), "id": f"{name}-{number}"} for number, line in enumerate(rows)]
+        for row in cuts[1::5]:
+            del row["supervisions"][0]["text"]
+        manifests.append(write_manifest(root / name / "m", cuts, made.audio_root, corpus=name))
+        options = ExtractOptions(max_seconds=1.6, max_reject_rate=1)
+        extract_units(manifests[-1], corpus.codec, root / name / "u", (0, 1), options, made.audio_root)
+    known = text(100 + 2)  # what a cut of the first corpus says
+    (root / "test.txt").write_text(f"{known}\n")
+    units = (open_units(root / "b" / "u"), open_units(root / "a" / "u"))
+    evaluation = (load_evaluation_set("test", root / "test.txt", n=4),)
+    return corpus.inputs(*manifests, units=units, evaluation=evaluation)
+
+
+@pytest.mark.parametrize("task", ["asr", "tts", "interleaved", "text-lm"])
 def test_any_number_of_workers_and_shards_makes_the_same_bytes(corpus: Corpus, tmp_path: Path, task: str) -> None:
     if task == "text-lm":
         inputs = corpus.inputs(texts(tmp_path / "t", 1500), texts(tmp_path / "t2", 40, corpus="u"), units=())
     else:
-        inputs = corpus.inputs()
-    options = BuildOptions(task=task, task_options=TaskOptions(by="segments"), max_reject_rate=0.5)
+        inputs = two_corpora(corpus, tmp_path / "speech")
+    options = BuildOptions(task=task, task_options=TaskOptions(by="segments"), max_reject_rate=1)
     build(inputs, options, tmp_path / "one")
     build(inputs, BuildOptions(**{**vars(options), "workers": 3}), tmp_path / "three")
     assert content(tmp_path / "one") == content(tmp_path / "three")
-    for index in range(3):
-        build(inputs, options, tmp_path / "shards", (index, 3))
-    if len(inputs.manifests) == 1:  # shards of several manifests are each in the manifests' order
-        merge(sorted((tmp_path / "shards").iterdir()), tmp_path / "merged")
-        for name in ("tokens.bin", "tokens.idx", "ids.txt"):
-            assert (tmp_path / "merged" / name).read_bytes() == (tmp_path / "one" / name).read_bytes()
-        verify(tmp_path / "merged")
+    for count in (2, 5):
+        shards = [build(inputs, options, tmp_path / f"{count}", (number, count)) for number in range(count)]
+        merge(shards, tmp_path / f"merged-{count}")
+        verify(tmp_path / f"merged-{count}")
+        assert all_but_the_job(tmp_path / f"merged-{count}") == all_but_the_job(tmp_path / "one")
     verify(tmp_path / "one")
+    if task != "text-lm":
+        reasons = [json.loads(line)["reason"] for line in (tmp_path / "one" / "rejects.jsonl").open()]
+        changes = sum(a != b for a, b in zip(reasons, reasons[1:], strict=False))
+        assert changes > 5 and {"missing text", "no units"} <= set(reasons)  # by row, not by reason
+        assert (tmp_path / "one" / "overlaps.jsonl").stat().st_size
+
+
+def test_where_a_long_recording_is_cut_depends_on_no_shard(
+    corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megatron_most.data.build.CHUNK_ROWS", 8)
+    monkeypatch.setattr("megatron_most.data.build.MOST_ROWS", 16)
+    audio = tmp_path / "audio"
+    audio.mkdir()
+    cuts = []
+    for recording, count in (("a", 5), ("b", 35), ("c", 5)):  # b begins within the first chunk
+        soundfile.write(audio / f"{recording}.flac", sound(0.5 * count, count), RATE)
+        for number in range(count):
+            said = {"text": text(number), "speaker": recording}
+            cuts.append(cut(f"{recording}-{number}", f"{recording}.flac", 0.5 * number, 0.5, 0.5 * count, **said))
+    manifest = write_manifest(tmp_path / "m", cuts, audio)
+    extract_units(manifest, corpus.codec, tmp_path / "u", (0, 1), ExtractOptions(), audio)
+    inputs = corpus.inputs(manifest, units=(open_units(tmp_path / "u"),))
+    options = BuildOptions(task="interleaved", task_options=TaskOptions(by="segments"))
+    whole = build(inputs, options, tmp_path / "one")
+    ids = (whole / "ids.txt").read_text().split()
+    assert [id.split("/")[1] for id in ids] == ["a-0", "b-0", "b-16", "b-32", "c-0"]
+    shards = [build(inputs, options, tmp_path / "shards", (number, 9)) for number in range(9)]
+    assert [open_dataset(shard)[0].documents for shard in shards][:2] == [1, 3]  # b begins a shard
+    merge(shards, tmp_path / "merged")
+    assert all_but_the_job(tmp_path / "merged") == all_but_the_job(whole)
+
+
+def test_shards_of_another_number_and_the_whole_are_refused_beside_shards(corpus: Corpus, tmp_path: Path) -> None:
+    options = BuildOptions(task="asr")
+    build(corpus.inputs(), options, tmp_path / "d", (0, 3))
+    for shard in ((0, 1), (0, 2)):
+        with pytest.raises(DataError, match="d/00000-of-00003: is one of 3 shards"):
+            build(corpus.inputs(), options, tmp_path / "d", shard)
+    assert [path.name for path in (tmp_path / "d").iterdir()] == ["00000-of-00003"]
+
+
+def test_a_shard_proves_the_units_it_reads_and_no_others(corpus: Corpus, tmp_path: Path) -> None:
+    for number in range(2):
+        extract_units(
+            corpus.speech, corpus.codec, tmp_path / "u", (number, 2), ExtractOptions(), corpus.speech.audio_root
+        )
+    path = tmp_path / "u" / "00001-of-00002" / "durations.u32"
+    data = bytearray(path.read_bytes())
+    data[5] ^= 1
+    path.write_bytes(data)
+    inputs = corpus.inputs(units=(open_units(tmp_path / "u"),))
+    assert open_dataset(build(inputs, BuildOptions(task="asr"), tmp_path / "d", (0, 2)))[0].documents == 24
+    with pytest.raises(DataError, match="00001-of-00002/durations.u32: damaged"):
+        build(inputs, BuildOptions(task="asr"), tmp_path / "d", (1, 2))
+    chats = corpus.inputs(chat(tmp_path / "chat", ["r0-c1"]), units=inputs.units)  # which may name any utterance
+    with pytest.raises(DataError, match="00001-of-00002/durations.u32: damaged"):
+        build(chats, BuildOptions(task="speech-instruct"), tmp_path / "c")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -164,12 +272,7 @@ def test_held_out_speakers_are_in_one_part_only_and_nobody_is_lost(corpus: Corpu
 
 
 def test_chats_take_units_by_utterance_id_and_a_missing_one_is_reported(corpus: Corpus, tmp_path: Path) -> None:
-    about: dict[str, Any] = dict(corpus="c", split="train", licence="CC0-1.0", source="made", normalisation="none")
-    with ManifestWriter(tmp_path / "chat", kind="chat", **about) as out:
-        for number, utterance in enumerate(["r0-c1", "gone"]):
-            user = Turn(role="user", parts=(SpeechPart(utterance),))
-            out.add_chat(ChatRow(id=f"c-{number}", turns=(user, Turn(role="assistant", parts=("yes",)))))
-    inputs = corpus.inputs(open_manifest(tmp_path / "chat"))
+    inputs = corpus.inputs(chat(tmp_path / "chat", ["r0-c1", "gone"]))
     build(inputs, BuildOptions(task="speech-instruct", max_reject_rate=0.5), tmp_path / "d")
     units = "".join(f"<{unit}>" for unit in corpus.units.by_id("r0-c1").units)
     assert spoken(corpus, tmp_path / "d", "x") == [f"<bos>User: <audio>{units}</audio>\n\nAssistant: yes<eos>"]
@@ -189,6 +292,11 @@ def test_overlap_with_an_evaluation_set_is_listed_or_refused(corpus: Corpus, tmp
     build(inputs, BuildOptions(task="asr", refuse_overlap=True, max_reject_rate=1), tmp_path / "refused")
     kept = set((tmp_path / "refused" / "ids.txt").read_text().split())
     assert kept == set((tmp_path / "listed" / "ids.txt").read_text().split()) - {f"asr/{hit['id']}" for hit in hits}
+    rejects = [json.loads(line) for line in (tmp_path / "refused" / "rejects.jsonl").read_text().splitlines()]
+    assert [(one["id"], one["reason"], one["detail"]) for one in rejects] == [
+        (hit["id"], "overlaps test", f"text of test: {hit['what']}") for hit in hits
+    ]
+    assert len(hits[0]["what"].split()) >= 4
 
 
 def test_what_does_not_fit_together_is_refused_before_any_work(corpus: Corpus, tmp_path: Path) -> None:

@@ -105,8 +105,9 @@ def test_the_card_says_what_the_dataset_is() -> None:
         "28,500 documents of the task asr (speech as units, then its transcript)",
         "train-clean-360", "104,014", "CC-BY-4.0", "https://www.openslr.org/12", "lower_case", "abababababab",
         "2,000,000 (25.0%)", "6,000,000 (75.0%)", "1,600,000 (20.0%)", "8,000,000", "1,234", "100.60", "280.7",
-        "mhubert (500 units, 16,000 Hz, a frame each 40 ms)", "c0" * 32, "hf, 100,002 tokens", "d1" * 32, "e2" * 32,
-        INFO.tokens.hash, "39 rows; rejects.jsonl names each.", "hold_out", "0.01", "32,000,000", "f3" * 32,
+        "mhubert (500 units, 16,000 Hz, a frame each 40 ms, computed in fp32)",
+            "c0" * 32, "hf, 100,002 tokens", "d1" * 32, "e2" * 32,
+        INFO.tokens.hash, "39 rows; rejects.jsonl names each.", "--hold-out", "0.01", "32,000,000", "f3" * 32,
         "prepare_data.py build --task asr", "prepare_data.py verify",
     ):  # fmt: skip
         assert words in everything or words in write_card(INFO), words

@@ -288,7 +288,7 @@ def test_a_list_that_is_no_gzip_or_is_not_there_is_an_error(tmp_path: Path, audi
     path.write_bytes(b"<html>not found</html>")
     with pytest.raises(DataError, match="unreadable after line 0: Not a gzipped file"):
         write_manifest(LibriHeavy(cuts=(path,), audio_root=audio, out=tmp_path / "out"))
-    with pytest.raises(DataError, match="none.jsonl: cannot be opened: No such file"):
+    with pytest.raises(DataError, match="none.jsonl: cannot be read: No such file"):
         write_manifest(LibriHeavy(cuts=(tmp_path / "none.jsonl",), audio_root=audio, out=tmp_path / "out"))
     with pytest.raises(DataError, match="no such folder of audio"):
         write_manifest(libriheavy(tmp_path, tmp_path / "nowhere", []))

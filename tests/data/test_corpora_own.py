@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from megatron_most.data.corpora import Folder, JsonLines, Kaldi, write_manifest
 from megatron_most.data.manifest import ROWS, open_manifest
 from megatron_most.data.rows import Utterance, Word
 from megatron_most.errors import DataError
+from tests.closed_files import as_nobody, open_folder
 
 
 def sound(path: Path, seconds: float = 3.0, rate: int = 8000, channels: int = 1) -> Path:
@@ -107,6 +109,36 @@ def test_both_channels_of_a_file_are_named_and_one_may_be_chosen(tmp_path: Path)
     right = list(CutSet.from_file(tmp_path / "out" / ROWS))[1].with_recording_path_prefix(tmp_path / "audio")
     wave, _ = soundfile.read(tmp_path / "audio" / "a.wav", dtype="float32")
     assert np.array_equal(right.load_audio()[0], wave[:, 1])
+
+
+def test_a_manifest_of_relative_paths_moves_with_its_audio(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sound(tmp_path / "here" / "audio" / "a.wav")
+    monkeypatch.chdir(tmp_path / "here")
+    given = [{"audio": "a.wav", "text": "a"}, {"audio": str(tmp_path / "here" / "audio" / "a.wav"), "text": "b"}]
+    for name, root in (("moves", Path("audio")), ("stays", tmp_path / "here" / "audio")):
+        write_manifest(json_lines(tmp_path, given, audio_root=root, out=Path("data/manifests") / name))
+    (tmp_path / "here").rename(tmp_path / "there")
+    made = tmp_path / "there" / "data" / "manifests"
+    assert open_manifest(made / "moves").header.audio_root == "../../../audio"
+    assert open_manifest(made / "moves").audio_root == tmp_path / "there" / "audio"
+    assert open_manifest(made / "stays").audio_root == tmp_path / "here" / "audio"
+    assert {row.audio for row in utterances(made / "moves")} == {row.recording for row in utterances(made / "moves")}
+    with gzip.open(made / "moves" / ROWS, "rt") as rows:
+        assert str(tmp_path) not in rows.read() + (made / "moves" / "manifest.json").read_text()
+
+
+def test_audio_that_is_not_there_says_which_option_may_be_wrong(tmp_path: Path) -> None:
+    sound(tmp_path / "audio" / "a.wav")
+    rows = [{"audio": "lists/none.wav", "text": "a"}, {"audio": "a.wav", "text": "a"}]
+    write_manifest(json_lines(tmp_path, rows, strip_prefix="lists/"))
+    [line] = (tmp_path / "out" / "rejects.jsonl").read_text().splitlines()
+    assert json.loads(line)["detail"] == "lists/none.wav; no none.wav in the audio root, see --strip-prefix"
+    folder = write_kaldi(tmp_path / "data", wav_scp="rec lists/none.wav\n", text="rec a\n")
+    with pytest.raises(DataError, match="no usable row") as caught:  # it has no such option
+        write_manifest(kaldi(folder, out=tmp_path / "again"))
+    assert str(caught.value).endswith(f"look at {tmp_path}/again.rejects.jsonl")
+    [line] = (tmp_path / "again.rejects.jsonl").read_text().splitlines()
+    assert json.loads(line)["detail"] == "lists/none.wav"
 
 
 def kaldi(folder: Path, **options: Any) -> Kaldi:
@@ -247,45 +279,26 @@ def test_a_folder_with_damage_is_read_with_rejects(tmp_path: Path) -> None:
     assert header.rows == 2
 
 
-def as_nobody(body: Any) -> str:
-    """What `body()` returns in a child that may not read everything; the superuser may, whatever a mode says."""
-    reader, writer = os.pipe()
-    child = os.fork()
-    if child == 0:
-        try:
-            if os.geteuid() == 0:
-                os.setuid(65534)
-            os.write(writer, str(body()).encode())
-        finally:
-            os._exit(0)
-    os.close(writer)
-    with os.fdopen(reader, "rb") as file:
-        result = file.read().decode()
-    os.waitpid(child, 0)
-    return result
+@pytest.fixture
+def prompts() -> Iterator[Path]:
+    with open_folder() as folder:
+        yield folder / "prompts"
 
 
-def test_a_folder_that_cannot_be_read_is_a_reject_inside_and_an_error_at_the_top(tmp_path: Path) -> None:
-    for path in (tmp_path, *list(tmp_path.parents)[:2]):
-        path.chmod(0o755)  # so that the child comes this far
-    root = tmp_path / "prompts"
+def test_a_folder_that_cannot_be_read_is_a_reject_inside_and_an_error_at_the_top(prompts: Path) -> None:
+    root = prompts
     sound(root / "a.wav").with_suffix(".txt").write_text("yes")
     sound(root / "closed" / "b.wav").with_suffix(".txt").write_text("no")
     (root / "closed").chmod(0)
     found = as_nobody(
-        lambda: [item if isinstance(item, dict) else (item.id, item.reason) for item in folder(root).rows()]
+        lambda: [
+            item if isinstance(item, dict) else (item.id, item.reason, item.detail) for item in folder(root).rows()
+        ]
     )
-    assert "('closed', 'unreadable folder')" in found and "'own-a'" in found
-
-    def at_the_top() -> str:
-        try:
-            return str(list(folder(root / "closed").rows()))
-        except DataError as error:
-            return str(error)
-
-    found = as_nobody(at_the_top)
-    (root / "closed").chmod(0o755)
-    assert found.endswith("prompts/closed: unreadable folder: Permission denied; check the path")
+    told = "closed: cannot be read: Permission denied; check the mode of closed (d---------)"
+    assert f"('closed', 'unreadable folder', '{told}')" in found and "'own-a'" in found
+    found = as_nobody(lambda: list(folder(root / "closed").rows()))
+    assert found == f"{root}/closed: cannot be read: Permission denied; check the mode of {root}/closed (d---------)"
 
 
 def test_lists_may_be_compressed_and_a_line_without_end_is_one_reject(

@@ -122,6 +122,27 @@ def test_the_text_is_normalised_or_as_printed(root: Path) -> None:
     assert utterances(root.parent / "out")[0].text == 'Madam President, "|" sir.'
 
 
+@pytest.mark.parametrize(
+    ("printed", "text"),
+    [
+        ('"Thank you, he said.', '"Thank you, he said.'),  # never closed
+        ('"No," he said.', '"No," he said.'),
+        ('He said "no', 'He said "no'),
+        ('"""No,"" he said."', '"No," he said.'),  # as csv writes it
+        ('"One | or ""two"""', 'One | or "two"'),
+        ("Nobody's.", "Nobody's."),
+    ],
+)
+def test_a_quote_spoils_no_row_and_least_of_all_the_next(root: Path, printed: str, text: str) -> None:
+    rows = [f"{SESSIONS[0]}|a|{printed}|normed|1|train|male|1|2|[]|True", *ROWS_EN]
+    rows.append(f'{SESSIONS[0]}|z|"|last|1|train|male|2|3|[]|True')
+    write_list(root, rows)
+    write_manifest(voxpopuli(root, text="original"))
+    found = utterances(root.parent / "out")
+    assert [row.id[-1] for row in found] == ["a", "5", "0", "7", "z"] and not rejects(root.parent / "out")
+    assert (found[0].text, found[-1].text) == (text, '"')
+
+
 def test_bad_rows_are_rejected_one_by_one(root: Path) -> None:
     (root / "raw_audios" / "en" / "2018" / "broken_en.ogg").write_bytes(b"OggS and no more")
     session = SESSIONS[0]

@@ -80,7 +80,14 @@ def outputs(steps: Sequence[Any]) -> set[str]:
 def test_every_command_of_the_guide_parses(steps: Sequence[Any]) -> None:
     assert len(steps) == len(guide_commands()) > 50
     kinds = {type(step) for step in steps}
-    assert kinds >= {commands.MakeManifest, commands.FitCodec, commands.Units, commands.Build, commands.Verify}
+    assert kinds >= {
+        commands.MakeManifest,
+        commands.MakeTokenMap,
+        commands.FitCodec,
+        commands.Units,
+        commands.Build,
+        commands.Verify,
+    }
     corpora = {type(step.corpus) for step in steps if isinstance(step, commands.MakeManifest)}
     four = {CORPORA[name] for name in ("libriheavy", "librispeech", "commonvoice", "voxpopuli")}
     assert corpora == four | {CORPORA[name] for name in ("text", "chat", "release")}
@@ -89,7 +96,7 @@ def test_every_command_of_the_guide_parses(steps: Sequence[Any]) -> None:
 def test_what_a_command_reads_below_data_is_made_by_another(steps: Sequence[Any]) -> None:
     made, read = outputs(steps), set()
     for step in steps:
-        for name in ("manifest", "manifests", "units", "datasets", "paths"):
+        for name in ("manifest", "units", "dataset", "paths"):
             value = getattr(step, name, None) or ()
             read |= {str(path) for path in (value if isinstance(value, tuple) else (value,))}
         read |= {str(path) for path in getattr(step, "evaluation", {}).values()}
@@ -164,10 +171,13 @@ def test_the_table_of_token_maps_has_the_maps_own_numbers() -> None:
 
 
 def test_the_map_of_an_own_tokenizer_is_made_as_shown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    [own, llama] = [words for words in guide_commands() if words[0] == "token-map"]
     fit_tokenizer(["some words"], 300, tmp_path / "tokenizers" / "mine")
-    run_snippet("token_map_for", tmp_path, monkeypatch)
+    monkeypatch.chdir(tmp_path)
+    commands.run_prepare_data(own)
     tokens = TokenMap.load(tmp_path / "tokenizers" / "mine" / "token_map.json")
     assert (tokens.backbone, tokens.num_units) == ("own", 500)
+    assert llama[llama.index("--eos") + 1] == "<|eot_id|>"  # made in test_fit.py, of a vocabulary of that size
 
 
 def test_the_recipe_reads_what_the_commands_make(

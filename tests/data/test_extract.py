@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import re
+import shutil
 import time
 from pathlib import Path
 
@@ -16,6 +18,7 @@ from megatron_most.data.manifest import Manifest, open_manifest
 from megatron_most.data.shards import find_shard, shard_rows
 from megatron_most.data.unit_set import UnitSet, UnitShard, open_units
 from megatron_most.errors import DataError
+from megatron_most.runtime import num_cores
 from megatron_most.speech import SpeechCodec, load_codec, read_span
 from tests.data_files import RATE, content, cut, kill_often, make_codec, make_corpus, sound, write_manifest
 
@@ -160,6 +163,58 @@ def test_a_finished_set_is_not_made_again_and_other_settings_are_refused(
     assert content(tmp_path / "u") == before
     with pytest.raises(DataError, match="begun with max_seconds = 120.0, now 5"):
         extract(corpus, codec, tmp_path / "u", options=ExtractOptions(max_seconds=5))
+
+
+def test_a_try_that_rejected_all_is_forgotten_once_its_cause_is_mended(
+    tmp_path: Path, codec: SpeechCodec, corpus: Manifest
+) -> None:
+    (tmp_path / "wrong").mkdir()
+    listed = tmp_path / "u.part" / "rejects.jsonl"
+    told = (
+        "the first 'missing file' is r0-c0: r0.flac; not in the audio root, see --audio-root; "
+        f"look at {listed}, or raise --max-reject-rate"
+    )
+    with pytest.raises(DataError, match=re.escape(told)):
+        extract_units(corpus, codec, tmp_path / "u", (0, 1), ExtractOptions(), tmp_path / "wrong")
+    assert len(listed.read_text().splitlines()) == 48
+    extract(corpus, codec, tmp_path / "u", options=ExtractOptions(max_seconds=60))  # another setting as well
+    assert not (tmp_path / "u" / "rejects.jsonl").read_bytes() and not (tmp_path / "u.part").exists()
+    assert json.loads((tmp_path / "u" / "job.json").read_text())["max_seconds"] == 60
+
+
+def test_a_try_that_made_units_is_not_thrown_away(
+    tmp_path: Path, codec: SpeechCodec, corpus: Manifest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("megatron_most.data.extract.CHUNK_ROWS", 8)
+    (tmp_path / "audio").mkdir()
+    shutil.copy(corpus.audio_root / "r0.flac", tmp_path / "audio" / "r0.flac")
+    with pytest.raises(DataError, match="36 of 48 rows rejected"):
+        extract_units(corpus, codec, tmp_path / "u", (0, 1), ExtractOptions(), tmp_path / "audio")
+    with pytest.raises(DataError, match="begun with max_seconds = 120.0, now 60; it holds finished work"):
+        extract(corpus, codec, tmp_path / "u", options=ExtractOptions(max_seconds=60))
+
+
+def test_lists_of_rejects_name_no_folder_of_this_machine(tmp_path: Path, codec: SpeechCodec) -> None:
+    audio = tmp_path / "audio"
+    (audio / "in").mkdir(parents=True)
+    (audio / "in" / "text.wav").write_text("no sound\n" * 50)
+    (audio / "out.wav").symlink_to("/etc/hostname")
+    names = ("in/text.wav", "out.wav", "none.wav")
+    manifest = write_manifest(tmp_path / "m", [cut(name, name, 0, 1, 1) for name in names], audio)
+    extract(manifest, codec, tmp_path / "u", options=LENIENT)
+    lines = [json.loads(line) for line in (tmp_path / "u" / "rejects.jsonl").read_text().splitlines()]
+    assert {entry["id"]: entry["detail"] for entry in lines} == {
+        "in/text.wav": "in/text.wav: its first bytes are of no format known here",
+        "out.wav": "out.wav",
+        "none.wav": "none.wav; not in the audio root, see --audio-root",
+    }
+
+
+def test_threads_are_as_many_as_this_process_has_cores(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("os.sched_getaffinity", lambda process: {3, 4, 9})
+    assert [num_cores(env) for env in ({}, {"SLURM_CPUS_PER_TASK": "2"}, {"SLURM_CPUS_PER_TASK": "16"})] == [3, 2, 3]
+    monkeypatch.setattr("os.cpu_count", lambda: 128)
+    assert num_cores({"SLURM_CPUS_PER_TASK": ""}) == 3
 
 
 def test_every_bad_file_is_reported_and_the_rest_goes_on(tmp_path: Path, codec: SpeechCodec) -> None:

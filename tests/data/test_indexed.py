@@ -74,7 +74,7 @@ def test_any_documents_come_back_as_they_went_in(case: tuple[list[DocumentRuns],
         assert found.lengths.tolist() == [one.length for one in documents]
         for index, one in enumerate(documents):
             back = found.document(index)
-            assert (back.ids.dtype, back.tags.dtype, back.is_trained.dtype) == (np.int32, np.int8, bool)
+            assert (back.ids.dtype, back.tags.dtype, back.is_trained.dtype) == (dtype, np.int8, bool)
             assert np.array_equal(back.ids, one.ids())
             assert np.array_equal(back.tags, one.tags())
             assert np.array_equal(back.is_trained, one.is_trained())
@@ -240,8 +240,9 @@ def test_an_open_dataset_is_read_alike_after_fork_and_pickle(tmp_path: Path) -> 
         pickle.loads(kept)
 
 
-def test_documents_outlive_the_dataset_and_cannot_be_written_to(tmp_path: Path) -> None:
-    documents = IndexedDocuments(write(tmp_path, [document("a", run([5, 6, 7], 1, True))]))
+@pytest.mark.parametrize("dtype", [np.int32, np.uint16])
+def test_documents_outlive_the_dataset_and_cannot_be_written_to(tmp_path: Path, dtype: type) -> None:
+    documents = IndexedDocuments(write(tmp_path, [document("a", run([5, 6, 7], 1, True))], dtype))
     found = documents.document(0)
     documents.close()
     assert list(found.ids) == [5, 6, 7]
@@ -261,11 +262,17 @@ def test_a_number_outside_is_refused_not_counted_from_the_end(tmp_path: Path) ->
             documents.document_id(index)
 
 
-def test_a_document_of_one_very_long_sequence_comes_back(tmp_path: Path) -> None:
-    ids = (np.arange(200_000) % 1000).astype(np.int32)
-    found = IndexedDocuments(write(tmp_path, [DocumentRuns("a", (Run(ids, 1, True),))])).document(0)
-    assert np.array_equal(found.ids, ids)
-    assert np.array_equal(found.tags, np.ones(len(ids))) and np.all(found.is_trained)
+@pytest.mark.parametrize("size", [1, 4096, 4097, 1 << 16, (1 << 16) + 1, 200_000])
+def test_a_document_of_one_sequence_of_any_length_comes_back(tmp_path: Path, size: int) -> None:
+    ids = (np.arange(size) % 1000).astype(np.int32)
+    both = [DocumentRuns("a", (Run(ids, 1, True),)), DocumentRuns("b", (Run(ids[::-1].copy(), 0, False),))]
+    for _ in range(2):  # what is kept of the first reading serves the second
+        documents = IndexedDocuments(write(tmp_path, both))
+        for number, (tag, is_trained) in enumerate([(1, True), (0, False)]):
+            found = documents.document(number)
+            assert np.array_equal(found.ids, ids[:: 1 - 2 * number]) and found.ids.size == size
+            assert np.array_equal(found.tags, np.full(size, tag))
+            assert np.array_equal(found.is_trained, np.full(size, is_trained))
 
 
 def test_ids_of_another_number_of_documents_are_refused(tmp_path: Path) -> None:

@@ -16,8 +16,9 @@ import pytest
 
 from megatron_most.data.manifest import HEADER, ROWS, open_manifest
 from megatron_most.data.manifest_writer import ManifestWriter
-from megatron_most.data.rejects import Rejects
+from megatron_most.data.rejects import Rejects, told
 from megatron_most.data.rows import ChatRow, SpeechPart, Turn, Utterance, Word
+from megatron_most.data.seal import SEAL, sealed
 from megatron_most.errors import DataError
 
 
@@ -173,11 +174,28 @@ def test_an_id_is_taken_once(tmp_path: Path) -> None:
 
 
 def test_too_many_bad_rows_stop_the_run_and_leave_only_their_list(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"1000 of 1000 rows rejected \(1000 zero length\)"):
+    with pytest.raises(DataError, match=r"1000 of 1000 rows rejected \(1000 zero length\)") as caught:
         with writer(tmp_path / "m") as out:
             for number in range(5000):
                 out.add_cut(cut(f"c-{number}", duration=0))
     assert sorted(path.name for path in tmp_path.iterdir()) == ["m.rejects.jsonl"]
+    told = (
+        f"the first 'zero length' is c-0: duration 0 s; look at {tmp_path}/m.rejects.jsonl, or raise --max-reject-rate"
+    )
+    assert str(caught.value).endswith(told)
+
+
+def test_a_step_says_last_how_many_rows_it_left_out_and_where_they_stand() -> None:
+    assert told({}, "m/rejects.jsonl") == "0 rejected"
+    assert told({"zero length": 2, "missing text": 1}, "m/rejects.jsonl") == "3 rejected, listed in m/rejects.jsonl"
+    by_choice = {"overlaps gsm8k": 4, "speaker in an evaluation split": 1}
+    assert told(by_choice, "r") == "0 rejected, 5 left out by choice, listed in r"
+
+
+def test_a_share_that_is_none_is_refused_and_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="--max-reject-rate 5: not a share"), writer(tmp_path / "m", max_reject_rate=5):
+        pass
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_error_in_the_block_leaves_nothing(tmp_path: Path) -> None:
@@ -224,6 +242,8 @@ def test_a_cut_gzip_is_refused_where_it_ends(tmp_path: Path) -> None:
         (lambda head: {**head, "kind": "film"}, "wrong type or value"),
         (lambda head: {**head, "rows": "2"}, "not counts"),
         (lambda head: {k: v for k, v in head.items() if k != "licence"}, "missing 1 required"),
+        (lambda head: {**head, "files": {}}, "not rows.jsonl.gz, rejects.jsonl"),
+        (lambda head: {**head, "files": {"rows.jsonl.gz": 3}}, "make the manifest again"),
         (lambda head: [head], "not a manifest of format"),
     ],
 )
@@ -231,7 +251,9 @@ def test_a_damaged_header_is_refused(tmp_path: Path, harm: Callable[[Any], Any],
     with writer(tmp_path / "m") as out:
         out.add_cut(cut())
     path = tmp_path / "m" / HEADER
-    path.write_text(json.dumps(harm(json.loads(path.read_text()))))
+    head = json.loads(path.read_text())
+    harmed = harm({name: value for name, value in head.items() if name != SEAL})
+    path.write_text(sealed(harmed) if isinstance(harmed, dict) else json.dumps(harmed))
     with pytest.raises(DataError, match=wrong):
         open_manifest(tmp_path / "m")
 

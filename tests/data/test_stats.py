@@ -9,7 +9,6 @@ import sys
 import tracemalloc
 import wave
 from dataclasses import replace
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -31,10 +30,9 @@ from megatron_most.speech import SpeechCodec, load_codec
 from megatron_most.vocab import AUDIO, TAG_NAMES, TEXT, TokenMap, deepseek_token_map
 from tests.data_files import RATE, cut, make_codec, make_corpus, write_manifest
 from tests.datasets import CODEC, SOURCE, TOKENS, random_documents, sign_again, write_dataset
+from tests.pages import HOSTILE, STEERING, Seen, require_nothing_loaded
 
 DEEPSEEK = deepseek_token_map(500)
-HOSTILE = "</script><script>alert(1)</script><img src=https://evil.test/x onerror=f()> \"'> {{ 7*7 }} $x_1$ & #fe0101 "
-STEERING = "\x1b[31mred\x07\x00\u202e\ud800"
 
 
 @pytest.fixture(scope="module")
@@ -250,38 +248,6 @@ def test_none_and_all_are_told_from_almost_none_and_almost_all() -> None:
     assert [short(n) for n in numbers] == ["0", "999", "1k", "12.3k", "1M", "1.23M", "45B"]
 
 
-class Seen(HTMLParser):
-    """The tags of a page, its attributes, and what a reader sees."""
-
-    VOID = {"meta", "link", "img", "br", "base", "input"}
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.tags: list[str] = []
-        self.attributes: list[tuple[str, str, str]] = []
-        self.texts: list[str] = []
-        self.open: list[str] = []
-        self.feed(page)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append(tag)
-        self.attributes += [(tag, name, value or "") for name, value in attrs]
-        if tag not in self.VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.handle_starttag(tag, attrs)
-        self.handle_endtag(tag)
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open and self.open.pop() == tag, f"</{tag}> closes nothing"
-
-    def handle_data(self, data: str) -> None:
-        if data.strip():
-            self.texts.append(data.strip())
-
-
 def full_page(out: Path, found: DatasetStats, examples: tuple[Example, ...], name: str) -> str:
     """A page on which everything a user or a corpus can name has this name."""
     source = replace(SOURCE, corpus=name, split=name, licence=name, source=name, language=name, normalisation=name)
@@ -311,24 +277,8 @@ def full_page(out: Path, found: DatasetStats, examples: tuple[Example, ...], nam
 def test_the_page_asks_nothing_of_anyone(tmp_path: Path, one: DatasetStats, spoken: tuple) -> None:
     examples = find_examples(spoken[0], spoken[1], count=2)
     page = full_page(tmp_path / "page.html", one, examples, "https://example.test/licence")
-    seen = Seen(page)
-    assert not seen.open and {"svg", "audio", "table", "style"} <= set(seen.tags)
-    assert not {"script", "link", "img", "iframe", "object", "embed", "base", "form", "image"} & set(seen.tags)
-    for tag, name, value in seen.attributes:
-        if name in ("src", "href", "xlink:href", "srcset", "action", "poster", "data"):
-            assert value.startswith(("data:audio/wav;base64,", "#")), (tag, name, value[:60])
-        if tag != "blockquote":
-            assert "://" not in value, (tag, name, value[:60])
-    styles = page[page.index("<style>") : page.index("</style>")] + "".join(
-        v for _, n, v in seen.attributes if n == "style"
-    )
-    assert "url(" not in styles.replace("url(#", "") and "@import" not in styles
-    policy = next(value for tag, name, value in seen.attributes if tag == "meta" and "default-src" in value)
-    assert policy.startswith("default-src 'none'") and "http" not in policy
-    used = {value[1:] for _, name, value in seen.attributes if name in ("href", "xlink:href")}
-    used |= set(re.findall(r"url\(#([^)]*)\)", page))
-    ids = [value for _, name, value in seen.attributes if name == "id"]
-    assert used <= set(ids) and len(ids) == len(set(ids))  # every plot finds its own marks
+    assert {"svg", "audio", "table", "style"} <= set(Seen(page).tags)
+    require_nothing_loaded(page)
 
 
 @pytest.mark.parametrize("name", [HOSTILE, f"{STEERING} 多語 عربى"], ids=["html", "control"])
@@ -473,7 +423,8 @@ def test_a_link_out_of_the_audio_root_is_not_followed(tmp_path: Path, spoken: tu
 
 def test_units_of_another_manifest_are_refused(tmp_path: Path, spoken: tuple) -> None:
     manifest, units, _ = spoken
-    other = replace(manifest, header=replace(manifest.header, sha256="0" * 64))
+    files = {**manifest.header.files, "rows.jsonl.gz": (1, "0" * 64)}
+    other = replace(manifest, header=replace(manifest.header, files=files))
     with pytest.raises(DataError, match="another manifest"):
         find_examples(other, units)
 

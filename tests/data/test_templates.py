@@ -82,7 +82,7 @@ def test_a_file_that_says_something_else_is_refused_by_key(tmp_path: Path, old: 
 
 
 def test_an_unknown_name_says_which_are_known() -> None:
-    with pytest.raises(DataError, match="templates 'caht': no such file; use one of chat, release"):
+    with pytest.raises(DataError, match="caht: cannot be read: No such file or directory; use one of chat, release"):
         load_templates("caht")
 
 

@@ -289,13 +289,13 @@ def test_a_fitted_tokenizer_writes_every_text_and_names_its_specials(tmp_path: P
     assert again.read_bytes() == path.read_bytes()
     with pytest.raises(DataError, match="not empty"):
         fit_tokenizer(SENTENCES, 300, tmp_path / "a")
-    with pytest.raises(DataError, match="vocab_size = 100"):
+    with pytest.raises(DataError, match="--vocab-size 100"):
         fit_tokenizer(SENTENCES, 100, tmp_path / "c")
 
 
 def test_specials_are_named_never_guessed(tmp_path: Path) -> None:
     path = written(tmp_path, fitted())
-    with pytest.raises(DataError, match="names no bos token; give bos="):
+    with pytest.raises(DataError, match="names no bos token; make its map with `token-map --bos TOKEN`"):
         token_map_for(path, "own")
     names = {"bos": "<|begin_of_text|>", "eos": "<|end_of_text|>"}
     with pytest.raises(DataError, match="names no pad token"):

@@ -1,7 +1,8 @@
 """Three optimizer steps cost the same and end in the same weights on every layout as in one process.
 
 Batches mix modalities, are all text everywhere (audio experts idle on all ranks), and all audio on some ranks only.
-Compared: losses by modality, gradient norm, every weight, and tokens per expert, which must be equal to the token.
+Compared: losses by modality and by task, gradient norms of all parts, every weight, and tokens per expert, which must
+be equal to the token.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import pytest
 import torch
 
 from megatron_most.config import Plan, load_recipe, replace
-from megatron_most.data import PackedBatch, pack_rows, synthetic_batch, synthetic_document
+from megatron_most.data import MAX_TASKS, PackedBatch, pack_rows, synthetic_batch, synthetic_document
 from megatron_most.engine import PlainEngine, make_plan, open_groups
 from megatron_most.model import build_model
 from megatron_most.moe import collect, routers
@@ -103,7 +104,9 @@ def test_three_steps_end_in_the_same_weights_on_every_layout(
     for ranks in run_ranks(train, world_size, model, changes, file, backend=backend):
         assert ranks["losses"] == pytest.approx(alone["losses"], rel=tolerance)
         assert ranks["by_modality"] == [pytest.approx(step, rel=tolerance) for step in alone["by_modality"]]
+        assert ranks["by_task"] == [pytest.approx(step, rel=tolerance) for step in alone["by_task"]]
         assert ranks["norms"] == pytest.approx(alone["norms"], rel=tolerance)
+        assert ranks["by_part"] == [pytest.approx(step, rel=10 * tolerance) for step in alone["by_part"]]
         assert ranks["load"] == alone["load"] or backend != "gloo"
         worst = max(ranks["weights"], key=lambda pair: pair[1])
         assert worst[1] < tolerance, worst
@@ -141,7 +144,7 @@ def train(ranks: Ranks, model_name: str, changes: dict[str, Any], file: Path) ->
             first = torch.load(file, weights_only=True)["first"]
         load_parts(model, first, plan, groups)
         engine = PlainEngine(model, plan, groups)
-        reports = [engine.step(batches(plan, groups.data, step), LEARNING_RATE) for step in range(STEPS)]
+        reports = [engine.step(batches(plan, groups.data, step), LEARNING_RATE, look=True) for step in range(STEPS)]
         telemetry = collect(routers(model), groups.tokens, groups.stages)
         if ranks.world_size == 1:
             torch.save({"first": first, "last": whole_weights(model, plan, groups)}, file)
@@ -156,7 +159,9 @@ def train(ranks: Ranks, model_name: str, changes: dict[str, Any], file: Path) ->
             "moved": sorted(moved)[len(moved) // 2],
             "losses": [report.loss for report in reports],
             "by_modality": [report.losses for report in reports],
+            "by_task": [report.task_losses for report in reports],
             "norms": [report.gradient_norm for report in reports],
+            "by_part": [report.norms for report in reports],
             "load": [layer.load for layer in telemetry],
             "weights": differences,
         }
@@ -171,7 +176,14 @@ def batches(plan: Plan, data: torch.distributed.ProcessGroup, step: int) -> list
 
 
 def whole_rows(plan: Plan, kind: Any, length: int, index: int) -> PackedBatch:
-    return synthetic_batch(plan.tokens, [kind], length, seed=1, first=index)
+    return with_tasks(synthetic_batch(plan.tokens, [kind], length, seed=1, first=index), index)
+
+
+def with_tasks(batch: PackedBatch, index: int) -> PackedBatch:
+    """Tokens of known tasks and of none, without order, so that every piece of a row has some of each."""
+    draw = torch.Generator().manual_seed(index)
+    tasks_BS = torch.tensor([-1, 0, 2, MAX_TASKS - 1])[torch.randint(4, batch.tokens_BS.shape, generator=draw)]
+    return dataclasses.replace(batch, tasks_BS=tasks_BS)
 
 
 def packed_with_wave(plan: Plan, kind: Any, length: int, index: int) -> PackedBatch:
@@ -182,4 +194,4 @@ def packed_with_wave(plan: Plan, kind: Any, length: int, index: int) -> PackedBa
     is_wave = (torch.rand(1, length, generator=draw) < 0.3) & ~batch.is_pad_BS
     wave = torch.randn(1, length, plan.config.model.wave_size, generator=draw)
     tags = torch.where(is_wave, AUDIO, batch.tags_BS)
-    return dataclasses.replace(batch, wave_BSF=wave, is_wave_BS=is_wave, tags_BS=tags)
+    return dataclasses.replace(with_tasks(batch, index), wave_BSF=wave, is_wave_BS=is_wave, tags_BS=tags)

@@ -1,4 +1,4 @@
-"""DeepSpeed's ZeRO computes what the plain engine computes, in every layout: losses, norms and all weights.
+"""DeepSpeed's ZeRO computes what the plain engine computes, in every layout: losses, norms by part and all weights.
 
 Batches mix modalities or lack one on some ranks, gradients are accumulated over micro-batches, and clipping is active.
 """
@@ -57,6 +57,7 @@ def test_steps_of_zero_are_steps_of_the_plain_engine(layout: str, changes: dict[
     for rank in run_ranks(train, world_size, {"engine.kind": "deepspeed", **sizes, **changes}, file):
         assert rank["losses"] == pytest.approx(plain["losses"], rel=1e-5)
         assert rank["norms"] == pytest.approx(plain["norms"], rel=1e-5)
+        assert rank["by_part"] == [pytest.approx(step, rel=1e-4) for step in plain["by_part"]]
         worst = max(rank["weights"], key=lambda pair: pair[1])
         assert worst[1] < 3e-5, worst  # fp32; Adam magnifies rounding
 
@@ -81,7 +82,7 @@ def train(ranks: Ranks, changes: dict[str, Any], file: Path) -> dict[str, Any]:
             kinds = [*KINDS[step % 3][:2], *KINDS[(step + 1) % 3][2:]]
             rows = list(enumerate(kinds))[groups.data.rank() :: groups.data.size()]
             reports.append(
-                engine.step([whole_rows(plan, kind, 32, step * ROWS + i) for i, kind in rows], LEARNING_RATE)
+                engine.step([whole_rows(plan, kind, 32, step * ROWS + i) for i, kind in rows], LEARNING_RATE, look=True)
             )
         differences = []
         if is_plain:
@@ -95,5 +96,6 @@ def train(ranks: Ranks, changes: dict[str, Any], file: Path) -> dict[str, Any]:
         return {
             "losses": [report.loss for report in reports],
             "norms": [report.gradient_norm for report in reports],
+            "by_part": [report.norms for report in reports],
             "weights": differences,
         }

@@ -39,8 +39,8 @@ def losses_packed_and_alone(ranks: Ranks, recipe: str, with_bounds: bool = True)
         alone = []
         for document in documents:
             single = pack_rows([[document]], 32, plan.tokens)
-            terms = loss_terms(model(single), single.loss_weights_BS, single.label_tags_BS)
-            alone.append(float(terms.loss_sum_M.sum()))
+            terms = loss_terms(model(single), single.loss_weights_BS, single.label_tags_BS, single.tasks_BS)
+            alone.append(float(terms.loss_sum_JM.sum()))
         return packed, alone
 
 

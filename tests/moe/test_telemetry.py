@@ -14,7 +14,7 @@ from megatron_most.config import load_recipe, replace
 from megatron_most.data import synthetic_batch
 from megatron_most.engine import make_plan, open_groups, run_micro_batches
 from megatron_most.model import build_model
-from megatron_most.moe import LayerTelemetry, collect, routers
+from megatron_most.moe import LayerTelemetry, collect, measure_closely, routers
 from megatron_most.runtime import Ranks
 from megatron_most.vocab import TAG_NAMES
 from tests.harness import run_ranks
@@ -100,6 +100,29 @@ def test_a_look_gives_the_counts_of_all_micro_batches_and_the_next_one_nothing(g
         (g.num_tokens, g.load_max_over_mean, g.in_group_mass, g.entropy, g.dead_experts) == (0, 0, 0, 0, ())
         for g in again.groups
     )
+
+
+def look_seldom(ranks: Ranks, cases: list[Case]) -> LayerTelemetry:
+    """One look after micro-batches of which the last alone is measured closely."""
+    with open_layer(ranks, {"moe.groups": lines(INTERLEAVED), "moe.aux_loss": "group"}) as (_, groups, layer):
+        with torch.no_grad():
+            layer.router.weight.copy_(CASES[0].router_ED)
+        for case in cases:
+            measure_closely(routers(layer), case is cases[-1])
+            run_router(layer.router, *part_of_case(case, groups))
+        return collect(routers(layer), groups.tokens, groups.stages)[0]
+
+
+def test_between_looks_loads_are_counted_and_mass_and_entropy_are_not() -> None:
+    ((every,), (last,)) = (run_ranks(look_seldom, 1, cases) for cases in (CASES, CASES[-1:]))
+    ((whole, _),) = run_ranks(look, 1, CASES, "masked_softmax", {})
+    assert (every.load, every.tokens_per_tag, every.balance_loss) == (
+        whole.load, whole.tokens_per_tag, whole.balance_loss,
+    )  # fmt: skip
+    for seen, of_last, of_all in zip(every.groups, last.groups, whole.groups, strict=True):
+        assert (seen.num_tokens, seen.dead_experts) == (of_all.num_tokens, of_all.dead_experts)
+        assert (seen.in_group_mass, seen.entropy) == (of_last.in_group_mass, of_last.entropy)
+        assert seen.in_group_mass != pytest.approx(of_all.in_group_mass, rel=1e-3)
 
 
 def test_experts_are_dead_only_where_their_group_had_tokens() -> None:

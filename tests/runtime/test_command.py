@@ -28,6 +28,25 @@ def test_half_set_launch_variables_are_one_line_and_code_2_too() -> None:
     assert done.returncode == 2 and len(done.stderr.splitlines()) == 1
 
 
+@pytest.mark.parametrize(
+    ("error", "told"),
+    [
+        ("PermissionError(13, 'Permission denied', '/a/b')", "/a/b: Permission denied; check the mode of / "),
+        ("OSError(28, 'No space left on device')", "No space left on device; make room"),
+        ("OSError(30, 'Read-only file system', '/a/b')", "/a/b: Read-only file system; its file system is mounted"),
+    ],
+)
+def test_what_the_disk_refused_is_one_line_and_code_2(error: str, told: str) -> None:
+    done = run(f"raise {error}")
+    [line] = done.stderr.splitlines()
+    assert done.returncode == 2 and line.startswith(f"-c: {told}")
+
+
+def test_a_file_that_we_looked_for_in_vain_keeps_its_traceback() -> None:
+    done = run("open('/none/there')")
+    assert done.returncode == 1 and "Traceback" in done.stderr
+
+
 def test_our_own_fault_keeps_its_traceback() -> None:
     done = run("raise KeyError('x')")
     assert done.returncode == 1 and "Traceback" in done.stderr

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import time
 from collections.abc import Callable
@@ -57,10 +59,19 @@ def content(folder: Path) -> dict[str, bytes]:
 def test_twenty_kills_leave_the_bytes_of_an_unbroken_run(tmp_path: Path) -> None:
     count(tmp_path / "unbroken")
     draw, kills = random.Random(0), 0
+
+    def written() -> int:
+        with contextlib.suppress(FileNotFoundError):  # at first, and once the folder has its name
+            return (tmp_path / "killed.part" / ".journal.jsonl").stat().st_size
+        return 0
+
     for attempt in range(200):
+        before = written()
         process = start(lambda: count(tmp_path / "killed", pause=0.002))
-        time.sleep(draw.uniform(0.005, 0.05))
-        os.kill(process.pid, signal.SIGKILL)
+        while process.is_alive() and written() <= before:
+            time.sleep(0.001)  # each comes a little further, however slow the machine is
+        time.sleep(draw.uniform(0, 0.01))
+        process.kill()
         process.join()
         kills += process.exitcode == -signal.SIGKILL
         if (tmp_path / "killed").exists():
@@ -94,16 +105,43 @@ def test_a_data_file_shorter_than_its_commit_is_refused(tmp_path: Path) -> None:
 
 
 def test_another_job_never_continues_this_one(tmp_path: Path) -> None:
-    with open_journal(tmp_path / "a", JOB, FILES):
-        pass
-    with pytest.raises(DataError, match="begun with to = 60, now 61"):
+    with open_journal(tmp_path / "a", JOB, FILES) as journal:
+        journal.write("numbers.bin", b"work")
+        journal.commit({"next": 0})
+    with pytest.raises(DataError, match="begun with to = 60, now 61; it holds finished work: .* or remove this one"):
         count(tmp_path / "a", {**JOB, "to": 61})
+    shutil.rmtree(tmp_path / "a.part")
     count(tmp_path / "a")
     with pytest.raises(DataError, match="begun with to = 60, now 61"):
         count(tmp_path / "a", {**JOB, "to": 61})
     before = content(tmp_path / "a")
     count(tmp_path / "a")
     assert content(tmp_path / "a") == before
+
+
+@pytest.mark.parametrize("commits", [False, True], ids=["before the first commit", "with nothing but reports"])
+def test_a_try_that_came_to_nothing_is_no_hindrance(tmp_path: Path, commits: bool) -> None:
+    (tmp_path / "a.part").mkdir()
+    (tmp_path / "a.part" / "sub").mkdir()
+    with open_journal(tmp_path / "a", {"other": "job"}, ("words.txt", "bad.txt"), ["bad.txt"]) as journal:
+        journal.write("bad.txt", b"all of them\n")
+        if commits:
+            journal.commit({"at": 7})
+    with open_journal(tmp_path / "a", JOB, FILES, ["bad.txt"]) as journal:
+        assert journal.progress is None
+    assert {path.name for path in (tmp_path / "a.part").iterdir()} == {"job.json", ".journal.jsonl", *FILES, "sub"}
+    (tmp_path / "a.part" / "sub").rmdir()
+    count(tmp_path / "a")
+    count(tmp_path / "unbroken")
+    assert content(tmp_path / "a") == content(tmp_path / "unbroken")
+
+
+def test_a_folder_that_is_no_jobs_is_not_emptied(tmp_path: Path) -> None:
+    (tmp_path / "a.part").mkdir()
+    (tmp_path / "a.part" / "mine.txt").write_text("precious")
+    with open_journal(tmp_path / "a", JOB, FILES):
+        pass
+    assert (tmp_path / "a.part" / "mine.txt").read_text() == "precious"
 
 
 def test_a_kill_between_the_rename_and_the_tidying_leaves_nothing_behind(tmp_path: Path) -> None:
@@ -179,7 +217,7 @@ def test_of_many_that_race_for_a_dead_claim_exactly_one_gets_it(tmp_path: Path) 
         except DataError:
             pass
 
-    (tmp_path / ".claim-000001").write_text(json.dumps({**claims._this_process(), "process": 4_000_000, "started": 5}))
+    (tmp_path / ".claim-000001").write_text(json.dumps({**claims.this_process(), "process": 4_000_000, "started": 5}))
     racers = [start(lambda number=number: race(number)) for number in range(8)]
     for racer in racers:
         racer.join()

@@ -105,6 +105,31 @@ def test_a_damaged_file_is_named_with_its_reason_and_nothing_is_printed(
     assert capfd.readouterr() == ("", "")
 
 
+def coded(subtype: str, format: str) -> Callable[[Path], Path]:
+    return lambda path: write_sound(path, voice(4.0, 8000), 8000, format=format, subtype=subtype)
+
+
+@pytest.mark.parametrize(
+    ("name", "make", "told"),
+    [
+        ("g721.wav", coded("G721_32", "WAV"), "G721_32 inside WAV can be read from its start only; convert it"),
+        ("gsm.aiff", coded("GSM610", "AIFF"), "GSM610 inside AIFF can be read from its start only; convert it"),
+        ("dwvw.aiff", coded("DWVW_16", "AIFF"), "DWVW_16 inside AIFF can be read from its start only; convert it"),
+        ("1hz.wav", lambda p: write_sound(p, SOUND, 1), "1 samples a second; 4000 to 1000000 can be speech"),
+        ("0hz.wav", lambda p: replaced(write_sound(p, SOUND, 8000), 24, bytes(4)), ""),
+        ("fast.wav", lambda p: write_sound(p, SOUND, 2**31 - 1), "2147483647 samples a second; 4000 to"),
+    ],
+)
+def test_what_cannot_be_speech_or_be_searched_is_refused_before_it_is_in_a_manifest(
+    tmp_path: Path, name: str, make: Callable[[Path], Path], told: str
+) -> None:
+    path = make(tmp_path / name)
+    for read in (probe, lambda path: read_span(path, 0.5, 0.5, sample_rate=16000)):
+        with pytest.raises(AudioError) as caught:
+            read(path)
+        assert caught.value.reason == "unreadable audio" and caught.value.detail.startswith(f"{path}: {told}")
+
+
 @pytest.mark.parametrize(
     ("reason", "span"),
     [

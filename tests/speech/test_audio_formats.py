@@ -32,6 +32,7 @@ FORMATS: list[tuple[str, str, int, Maker, float]] = [
     ("a.wav", "wav", 16000, sounds(), 0.9999),
     ("24.wav", "wav", 48000, sounds(subtype="PCM_24"), 0.9999),
     ("mu.wav", "wav", 8000, sounds(subtype="ULAW"), 0.999),
+    ("gsm.wav", "wav", 8000, sounds(subtype="GSM610"), 0.85),
     ("a.rf64", "wav", 16000, sounds(), 0.9999),
     ("a.flac", "flac", 22050, sounds(), 0.9999),
     ("a.aiff", "aiff", 16000, sounds(), 0.9999),

@@ -111,3 +111,14 @@ def test_samples_answer_the_prompts_of_validation_documents(data: Path, tmp_path
 def test_prompts_that_leave_no_room_are_refused(data: Path, tmp_path: Path) -> None:
     said = refusal(recipe(data, tmp_path, **{**SPOKEN, "samples.tokens": 128}))
     assert "no validation document of asr has a prompt that leaves room for 128 tokens" in said
+
+
+def test_samples_of_steps_that_are_taken_again_are_said_once(data: Path, tmp_path: Path) -> None:
+    config = recipe(data, tmp_path, **{**SPOKEN, "train.steps": 4, "checkpoint.every": 2, "samples.count": 1})
+    run(config)
+    whole = samples(tmp_path)
+    assert [line["step"] for line in whole] == [2, 4]
+    for name in ("step-00000004", "latest"):
+        (tmp_path / "checkpoints" / name).rename(tmp_path / name)
+    run(config)
+    assert samples(tmp_path) == whole

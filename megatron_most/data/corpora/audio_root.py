@@ -15,7 +15,7 @@ from typing import TypeVar
 
 from megatron_most.data.rejects import RowError
 from megatron_most.errors import DataError
-from megatron_most.runtime import confine
+from megatron_most.runtime import confine, reading
 
 T = TypeVar("T")
 _REMEMBERED = 1 << 15
@@ -35,11 +35,14 @@ class Recording:
 
 
 class AudioRoot:
-    """The folder that a corpus's audio lies in; `strip` is taken off the front of paths that start with it."""
+    """The folder that a corpus's audio lies in; `strip` is taken off the front of paths that start with it. None: the
+    corpus has no such option.
+    """
 
-    def __init__(self, root: Path, strip: str = "") -> None:
-        if not root.is_dir():
-            raise DataError(f"{root}: no such folder of audio; check the path")
+    def __init__(self, root: Path, strip: str | None = None) -> None:
+        with reading(root, "check the path"):
+            if not root.is_dir():
+                raise DataError(f"{root}: no such folder of audio; check the path")
         self.given, self.root, self._strip = root.absolute(), root.resolve(), strip
         self._paths: dict[str, str | RowError] = {}
         self._probed: dict[str, Recording | RowError] = {}
@@ -52,10 +55,14 @@ class AudioRoot:
         """What the header of the file says; `path` is one that `find` gave, and becomes the recording's id."""
         return _remember(self._probed, path, self._probe)
 
+    def below(self, words: str) -> str:
+        """What a decoder said of a file, with its path below the root: where the corpus lay is nobody's business."""
+        return words.replace(f"{self.root}/", "").replace(f"{self.given}/", "")
+
     def _find(self, name: str) -> str:
         if not name or "\0" in name:
             raise RowError("missing file", "an empty path" if not name else "a zero byte in the path")
-        path = PurePosixPath(name.removeprefix(self._strip))
+        path = PurePosixPath(name.removeprefix(self._strip or ""))
         if path.is_absolute():
             base = next((base for base in (self.given, self.root) if path.is_relative_to(base)), None)
             if base is None:
@@ -69,7 +76,10 @@ class AudioRoot:
         except UnicodeEncodeError as error:
             raise RowError("invalid UTF-8", "half a character in the path") from error
         except FileNotFoundError as error:
-            raise RowError("missing file", name) from error
+            looked_for = "" if self._strip is None else f"; no {path} in the audio root, see --strip-prefix"
+            raise RowError("missing file", name + looked_for) from error
+        except PermissionError as error:
+            raise RowError("permission denied", name) from error
         except OSError as error:
             raise RowError("missing file", f"{name}: {error.strerror}") from error
         if not stat.S_ISREG(status.st_mode):  # a pipe or a device would be waited for
@@ -84,7 +94,7 @@ class AudioRoot:
         try:
             info = probe(self.root / path)
         except AudioError as error:
-            raise RowError(error.reason, error.detail) from error
+            raise RowError(error.reason, self.below(error.detail)) from error
         return Recording(path, path, info.sample_rate, info.num_samples, info.duration, info.channels)
 
 

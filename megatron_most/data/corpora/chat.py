@@ -1,6 +1,8 @@
 """Instructions as dialogues: rows with `messages`, each a role and a content, as SmolTalk is published.
 
-A row with a turn that cannot be used is rejected whole: an answer without its question teaches the wrong thing.
+A content is a text, or a list of parts: texts, speech named by the id of an utterance, units. Text parts may be spelled
+as chat services do ({"type": "text", "text": ...}). A row with a turn that cannot be used is rejected whole: an answer
+without its question teaches the wrong thing.
 """
 
 from __future__ import annotations
@@ -15,12 +17,15 @@ from megatron_most.data.corpora.records import read_records
 from megatron_most.data.manifest import Kind
 from megatron_most.data.normalise import Normaliser, find_normaliser, written_text
 from megatron_most.data.rejects import RowError
-from megatron_most.data.rows import ChatRow, Turn
+from megatron_most.data.rows import ChatRow, Part, SpeechPart, Turn
+
+_KINDS = ("text", "speech", "units")
+_FORMS = 'a part is text, {"text": text}, {"speech": id of an utterance} or {"units": list of numbers}'
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chat(Corpus):
-    """Written dialogues; the defaults are SmolTalk's."""
+    """Dialogues, written or with speech in them; the defaults are SmolTalk's."""
 
     kind: ClassVar[Kind] = "chat"
 
@@ -30,6 +35,8 @@ class Chat(Corpus):
     """Parquet or JSON-lines files (plain, .gz or .zst), or folders of them."""
     column: str = "messages"
     """The column of the dialogue."""
+    num_units: int = 500
+    """How many units there are; a dialogue with others is rejected."""
     licence: str = "Apache-2.0"
     source: str = "SmolTalk (HuggingFaceTB/smoltalk)"
     normalisation: str = "none"
@@ -47,18 +54,63 @@ class Chat(Corpus):
             try:
                 if isinstance(row, RowError):
                     raise row
-                yield ChatRow(id=id, turns=tuple(_turns(row[self.column], normalise)))
+                yield ChatRow(id=id, turns=tuple(_turns(row[self.column], normalise, self.num_units)))
             except RowError as error:
                 yield Reject.of(id, error)
 
 
-def _turns(messages: Any, normalise: Normaliser) -> Iterator[Turn]:
+def _turns(messages: Any, normalise: Normaliser, num_units: int) -> Iterator[Turn]:
     if not isinstance(messages, list) or not messages:
         raise RowError("missing text", "no messages")
-    for message in messages:
+    for number, message in enumerate(messages, 1):
         if not isinstance(message, dict) or not isinstance(message.get("role"), str):
-            raise RowError("malformed row", "a message is {role, content}")
+            raise RowError("malformed row", f"message {number}: a message is {{role, content}}")
         role, content = message["role"], message.get("content")
-        if role == "system" and content in (None, ""):
+        if role == "system" and content in (None, "", []):
             continue  # an empty system message is none
-        yield Turn(role=role, parts=(written_text(content, normalise),))
+        try:
+            yield Turn(role=role, parts=_parts(content, normalise, num_units))
+        except RowError as error:
+            raise RowError(error.reason, f"message {number}: {error.detail}".removesuffix(": ")) from error
+
+
+def _parts(content: Any, normalise: Normaliser, num_units: int) -> tuple[Part, ...]:
+    if not isinstance(content, list):
+        return (written_text(content, normalise),)
+    parts: list[Part] = []
+    for number, given in enumerate(content, 1):
+        try:
+            part = _part(given, normalise, num_units)
+        except RowError as error:
+            raise RowError(error.reason, f"part {number}: {error.detail}") from error
+        if part != "":
+            parts.append(part)
+    if all(isinstance(part, str) for part in parts):
+        written_text("".join(map(str, parts)), str)  # as one text: not empty, and no special string alone
+    return tuple(parts)
+
+
+def _part(given: Any, normalise: Normaliser, num_units: int) -> Part:
+    if isinstance(given, str):
+        return normalise(given)
+    if not isinstance(given, dict):
+        raise RowError("malformed row", f"{_shown(given)}; {_FORMS}")
+    fields = {name: value for name, value in given.items() if value is not None}  # parquet fills up with nulls
+    kind = fields.pop("type", None)
+    if len(fields) != 1 or (name := next(iter(fields))) not in _KINDS or kind not in (None, name):
+        raise RowError("malformed row", f"{_shown(given)}; {_FORMS}")
+    value = fields[name]
+    if name == "units":
+        if not isinstance(value, list) or not value or not all(type(unit) is int and unit >= 0 for unit in value):
+            raise RowError("malformed row", f"units = {_shown(value)}; {_FORMS}")
+        if max(value) >= num_units:
+            raise RowError("unit outside the vocabulary", f"unit {max(value)} of {num_units} (--num-units)")
+        return tuple(value)
+    if not isinstance(value, str) or name == "speech" and not value:
+        raise RowError("malformed row", f"{name} = {_shown(value)}; {_FORMS}")
+    return SpeechPart(value) if name == "speech" else normalise(value)
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -8,6 +8,7 @@ memory but the row at hand.
 from __future__ import annotations
 
 import contextlib
+import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -99,7 +100,7 @@ def write_manifest(corpus: Corpus) -> ManifestHeader:
         source=corpus.source,
         normalisation=corpus.normalisation,
         language=corpus.language,
-        audio_root="" if audio is None else str(audio.resolve()),
+        audio_root="" if audio is None else _as_given(audio, corpus.out),
         max_reject_rate=corpus.max_reject_rate,
     ) as out:
         try:
@@ -117,3 +118,10 @@ def write_manifest(corpus: Corpus) -> ManifestHeader:
                 out.reject(error.name, "unreadable manifest", f"{error.where}: {error.wrong}")
             raise
     return out.header
+
+
+def _as_given(audio: Path, out: Path) -> str:
+    """The audio's folder for the header. A path given relative counts from the manifest there, so that both can be
+    moved together; an absolute one stays, for then it is the manifest alone that may move.
+    """
+    return str(audio) if audio.is_absolute() else os.path.relpath(audio.resolve(), out.resolve())

@@ -22,6 +22,8 @@ from megatron_most.data.manifest import load_json_line
 from megatron_most.data.normalise import Normaliser, find_normaliser, transcript
 from megatron_most.data.rejects import RowError
 
+_MOST = 1 << 53  # whole numbers beyond it are no floats, and no lengths
+
 
 @dataclass(frozen=True, kw_only=True)
 class Cuts(Corpus):
@@ -72,8 +74,8 @@ class Cuts(Corpus):
             try:
                 yield self._cut(row, recording, given, said, (begin, length), normalise)
             except RowError as error:
-                of_several = given.get("id") or f"{whole}, supervision {place + 1}"
-                yield Reject.of(whole if len(said) < 2 else f"{of_several:.200}", error)
+                of_several = str(given.get("id") or f"{whole}, supervision {place + 1}")
+                yield Reject.of(whole if len(said) < 2 else of_several[:200], error)
 
     def _cut(
         self,
@@ -93,7 +95,7 @@ class Cuts(Corpus):
         if abs(start) < ROUNDING_S and abs(duration - length) < ROUNDING_S:
             start, duration = 0.0, length  # it is the whole cut
         id = label(row if len(said) < 2 else given, "id")
-        if id is None:
+        if not id:
             raise RowError("malformed row", "no id")
         speaker, language = label(given, "speaker"), self.language or given.get("language")
         return make_cut(
@@ -128,8 +130,8 @@ def open_cut(row: dict[str, Any], audio: AudioRoot) -> Recording:
     if not isinstance(source, str) or not isinstance(id, str) or not isinstance(channels, list):
         raise RowError("malformed row", f"recording id {id!r}, source {source!r}, channels {channels!r}")
     rate, num_samples, duration = (recording.get(key) for key in ("sampling_rate", "num_samples", "duration"))
-    if type(rate) is not int or type(num_samples) is not int or rate < 1 or num_samples < 1:
-        raise RowError("malformed row", f"sampling_rate {rate!r}, num_samples {num_samples!r}")
+    if type(rate) is not int or type(num_samples) is not int or not (0 < rate < _MOST and 0 < num_samples < _MOST):
+        raise RowError("malformed row", f"sampling_rate {rate!r:.40}, num_samples {num_samples!r:.40}")
     seconds = number(recording, "duration") if duration is not None else num_samples / rate
     if not abs(seconds - num_samples / rate) <= ROUNDING_S:
         raise RowError("malformed row", f"{num_samples} samples at {rate} Hz are not {seconds:g} s")
@@ -175,6 +177,8 @@ def aligned_words(said: dict[str, Any], offset: float, normalise: Normaliser) ->
     """Word times of a supervision, from `offset` seconds on, without those of silences, which have no word."""
     alignment = said.get("alignment")
     items = alignment.get("word") if isinstance(alignment, dict) else None
+    if items and not isinstance(items, list):
+        raise RowError("bad word times", "aligned words are a list")
     words = []
     for item in items or ():
         if not isinstance(item, list) or len(item) < 3 or not isinstance(item[0], str):

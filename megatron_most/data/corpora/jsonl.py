@@ -10,7 +10,7 @@ audio file is read, once a file, so that spans beyond its end are found here and
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,7 @@ class JsonLines(Corpus):
         start = next((number(row, name) for name in _START if row.get(name) is not None), 0.0)
         return make_cut(
             id=id,
-            recording=replace(audio.probe(audio.find(source)), id=source),
+            recording=audio.probe(audio.find(source)),
             start=start,
             duration=None if row.get("duration") is None else number(row, "duration"),
             channel=row.get("channel", 0),

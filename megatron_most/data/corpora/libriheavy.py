@@ -68,7 +68,7 @@ class LibriHeavy(Corpus):
         if len(said) != 1:
             raise RowError("malformed row", f"{len(said)} supervisions; a cut of LibriHeavy has one")
         id, speaker = label(row, "id"), label(said[0], "speaker")
-        if id is None:
+        if not id:
             raise RowError("malformed row", "no id")
         return make_cut(
             id=f"libriheavy-{id}",

@@ -77,7 +77,7 @@ class LibriSpeech(Corpus):
             try:
                 times = parse_alignments(aligned)
             except (OSError, ValueError) as error:  # its utterances are still good, without word times
-                yield Reject(f"librispeech-{name}", "bad word times", str(error)[:200])
+                yield Reject(f"librispeech-{name}", "bad word times", audio.below(str(error))[:200])
         for number, line in read_lines(path):
             id = f"{path.name}:{number}"
             try:
@@ -106,7 +106,7 @@ class LibriSpeech(Corpus):
         try:
             parsed = parse_utterance(part, line, times)
         except (OSError, ValueError, RuntimeError, AudioLoadingError) as error:  # what its audio backends raise
-            raise RowError("unreadable audio", str(error)[:200]) from error
+            raise RowError("unreadable audio", audio.below(str(error))[:200]) from error
         if parsed is None:
             raise RowError("missing file", found)
         heard, supervision = parsed

@@ -1,11 +1,13 @@
 """Lists of corpora as bytes, lines and tables: plain, gzip or zstd, recognised by content as well as by name.
 
 Damage to one line is that line's matter; damage to the stream (a gzip cut short) raises UnreadableFile with the line
-reached. A line without end does not fill the memory.
+reached. A line without end does not fill the memory. A row of a table is one line, whatever quotes are in it: one that
+is never closed spoils its own row only.
 """
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import gzip
 import io
@@ -17,6 +19,7 @@ from typing import IO, Any
 
 from megatron_most.data.corpora.common import Reject, UnreadableFile
 from megatron_most.errors import DataError
+from megatron_most.runtime import cannot_read, open_file, reading
 
 LONGEST = 1 << 26  # bytes of a line; what is longer is cut there, which no parser takes for a whole row
 _BUFFER = 1 << 20
@@ -24,18 +27,15 @@ _BUFFER = 1 << 20
 
 def open_bytes(path: Path) -> IO[bytes]:
     """The file's content, decompressed as it is read."""
-    try:
-        with open(path, "rb") as file:
-            start = file.read(4)
-        if start[:2] == b"\x1f\x8b" or path.suffix == ".gz":
-            stream: Any = gzip.open(path, "rb")
-            return io.BufferedReader(stream, _BUFFER)
-        if start == b"\x28\xb5\x2f\xfd" or path.suffix == ".zst":
-            stream = need_pyarrow(path).input_stream(str(path), compression="zstd")
-            return io.BufferedReader(stream, _BUFFER)
-        return open(path, "rb", buffering=_BUFFER)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be opened: {error.strerror or error}; check the path") from error
+    with open_file(path) as file, reading(path, "check the path"):
+        start = file.read(4)
+    if start[:2] == b"\x1f\x8b" or path.suffix == ".gz":
+        stream: Any = gzip.open(path, "rb")
+        return io.BufferedReader(stream, _BUFFER)
+    if start == b"\x28\xb5\x2f\xfd" or path.suffix == ".zst":
+        stream = need_pyarrow(path).input_stream(str(path), compression="zstd")
+        return io.BufferedReader(stream, _BUFFER)
+    return open_file(path, _BUFFER)
 
 
 def need_pyarrow(path: Path) -> Any:
@@ -70,42 +70,45 @@ def read_lines(path: Path) -> Iterator[tuple[int, bytes]]:
 def read_table(
     path: Path, needed: Sequence[str], *, delimiter: str = "\t", quoted: bool = False
 ) -> Iterator[tuple[int, dict[str, str]] | Reject]:
-    """(line number, columns by name) of each row under a header line; DataError where a needed column is missing."""
-    invalid, number = False, 0
+    """(line number, columns by name) of each row under a header line; DataError where a needed column is missing.
 
-    def decoded() -> Iterator[str]:
-        nonlocal invalid, number
-        for number, line in read_lines(path):
-            try:
-                yield line.decode("utf-8-sig" if number == 1 else "utf-8")
-            except UnicodeDecodeError:
-                invalid = True
-                yield line.decode(errors="replace")
-
-    quoting: Any = csv.QUOTE_MINIMAL if quoted else csv.QUOTE_NONE
-    table = csv.reader(decoded(), delimiter=delimiter, quoting=quoting)
-    names = next(table, [])
-    missing = [name for name in needed if name not in names]
-    if missing:
-        raise DataError(
-            f"{path}: no column {', '.join(missing)}; the columns found are {', '.join(names)[:400] or 'none'}"
-        )
-    while True:
-        invalid, columns = False, []
+    `quoted`: the list was written with quotes around columns that hold a quote or the delimiter, so they are taken off.
+    """
+    names: list[str] | None = None
+    for number, line in read_lines(path):
         try:
-            columns = next(table)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            yield Reject(f"{path.name}:{number}", "malformed row", str(error))
+            text = line.decode("utf-8-sig" if number == 1 else "utf-8").rstrip("\r\n")
+        except UnicodeDecodeError as error:
+            if names is None:
+                raise DataError(f"{path}: its first line is no UTF-8; is this the list?") from error
+            yield Reject(f"{path.name}:{number}", "invalid UTF-8", f"byte {error.start} of the line")
             continue
-        where = f"{path.name}:{number}"
-        if invalid:
-            yield Reject(where, "invalid UTF-8")
+        columns = _unquoted(text, delimiter) if quoted else text.split(delimiter)
+        if names is None:
+            names = columns
+            _require(path, needed, names)
         elif len(columns) != len(names):
-            yield Reject(where, "malformed row", f"{len(columns)} columns under a header of {len(names)}")
+            wrong = f"{len(columns)} columns under a header of {len(names)}"
+            yield Reject(f"{path.name}:{number}", "malformed row", wrong)
         else:
             yield number, dict(zip(names, columns, strict=True))
+    if names is None:
+        _require(path, needed, [])
+
+
+def _require(path: Path, needed: Sequence[str], names: Sequence[str]) -> None:
+    if missing := [name for name in needed if name not in names]:
+        listed = ", ".join(names)[:400] or "none"
+        raise DataError(f"{path}: no column {', '.join(missing)}; the columns found are {listed}")
+
+
+def _unquoted(line: str, delimiter: str) -> list[str]:
+    """The columns of one line as csv writes them; where its quotes do not pair, they are signs like any other."""
+    if '"' in line:
+        with contextlib.suppress(csv.Error):
+            [columns] = csv.reader([line], delimiter=delimiter, strict=True)
+            return columns
+    return line.split(delimiter)
 
 
 def list_files(given: Sequence[Path], suffixes: tuple[str, ...]) -> dict[str, Path]:
@@ -116,7 +119,7 @@ def list_files(given: Sequence[Path], suffixes: tuple[str, ...]) -> dict[str, Pa
             names = {}
             for file in walk(path):
                 if isinstance(file, Reject):
-                    raise DataError(file.detail)
+                    raise DataError(f"{path}/{file.detail}")
                 if file.name.endswith(suffixes):
                     names[file.relative_to(path).as_posix()] = file
         else:
@@ -132,20 +135,21 @@ def list_files(given: Sequence[Path], suffixes: tuple[str, ...]) -> dict[str, Pa
     return found
 
 
-def walk(folder: Path) -> Iterator[Path | Reject]:
-    """Files below a folder, in order of name, and a Reject for each folder inside that cannot be read. Links to
-    folders are not followed.
+def walk(folder: Path, top: Path | None = None) -> Iterator[Path | Reject]:
+    """Files below a folder, in order of name, and a Reject for each folder inside that cannot be read, with its path
+    from `top` (that folder). Links to folders are not followed.
     """
+    top = top or folder
     try:
         entries = sorted(os.scandir(folder), key=lambda entry: entry.name)
     except OSError as error:
-        raise DataError(f"{folder}: unreadable folder: {error.strerror or error}; check the path") from error
+        raise cannot_read(folder, error, "check the path") from error
     for entry in entries:
         path = folder / entry.name
         if entry.is_dir(follow_symlinks=False):
             try:
-                yield from walk(path)
+                yield from walk(path, top)
             except DataError as error:
-                yield Reject(entry.name, "unreadable folder", str(error))
+                yield Reject(entry.name, "unreadable folder", str(error).replace(f"{top}/", ""))
         else:
             yield path

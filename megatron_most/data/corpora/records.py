@@ -15,6 +15,7 @@ from megatron_most.data.corpora.lines import list_files, need_pyarrow, read_line
 from megatron_most.data.manifest import load_json_line
 from megatron_most.data.rejects import RowError
 from megatron_most.errors import DataError
+from megatron_most.runtime import require_file
 
 SUFFIXES = (".parquet", ".jsonl", ".jsonl.gz", ".jsonl.zst", ".json.gz", ".json.zst", ".json")
 _BATCH = 256
@@ -59,7 +60,7 @@ def _json_lines(path: Path, columns: Sequence[Sequence[str]]) -> Iterator[tuple[
 
 
 def _parquet(path: Path, columns: Sequence[Sequence[str]]) -> Iterator[tuple[int, dict[str, Any] | RowError]]:
-    pyarrow, number = need_pyarrow(path), 0
+    pyarrow, number = need_pyarrow(require_file(path)), 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
             chosen = _choose(path, columns, file.schema_arrow.names)
@@ -72,7 +73,5 @@ def _parquet(path: Path, columns: Sequence[Sequence[str]]) -> Iterator[tuple[int
                         yield number, RowError("invalid UTF-8", f"byte {error.start}")
                         continue
                     yield number, row
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: no such file; check the path") from error
     except (OSError, pyarrow.ArrowException) as error:
         raise UnreadableFile(path.name, f"after row {number}", str(error).splitlines()[0][:200]) from error

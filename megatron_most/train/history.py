@@ -1,0 +1,107 @@
+"""metrics.jsonl of a run, over all its attempts: one JSON object a line, in the order in which things happened.
+
+    {"attempt": 2, "step": 8, "at": ..., ...}     an attempt begins before step 8 (counted from 0); see metrics.py
+    {"step": 8, "at": ..., "loss": ..., ...}      step 8 is done
+    {"step": 9, "validation": "asr", ...}         after 9 steps
+    {"ended": 2, "step": 9, "at": ..., ...}       the attempt ended after 9 steps, by itself; a killed one says nothing
+
+`at` is the time of day in seconds. Opening the file for an attempt that begins at step n takes away what later steps
+left there, for they are taken again, and a line that a kill has torn. It makes a new file of it: an older attempt that
+seemed dead and wakes writes into the old one, which has no name any more.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from megatron_most.runtime import cannot_write, json_lines
+
+FILE = "metrics.jsonl"
+Line = dict[str, Any]
+
+
+class History:
+    """The file, open for appending; and what it says of the attempts before."""
+
+    def __init__(self, path: Path, first: int) -> None:
+        """`first`: the step that is taken next."""
+        self.path = path
+        self.attempts = 0
+        """Before this one."""
+        self.began: float | None = None
+        """The time of day when the first of them began."""
+        self.productive = 0.0
+        """Seconds of the steps that count; see productive_seconds."""
+        try:
+            draft = path.with_name(f".{path.name}.draft")
+            draft.unlink(missing_ok=True)
+            if path.exists():
+                shutil.copyfile(path, draft)
+            else:
+                draft.touch()
+            with open(draft, "r+b") as file:
+                self._cut(file, first)
+            os.replace(draft, path)
+            self._file = open(path, "a", buffering=1, encoding="utf-8")
+        except OSError as error:
+            raise cannot_write(path.parent, error) from error
+
+    def append(self, line: Line) -> None:
+        """Add a line; it is on its way to the disk when this returns."""
+        try:
+            self._file.write(json.dumps(_finite(line), separators=(",", ":"), allow_nan=False) + "\n")
+        except OSError as error:
+            raise cannot_write(self.path.parent, error) from error
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _cut(self, file: BinaryIO, first: int) -> None:
+        """Leave what is true when step `first` is next, and count it."""
+        end, cut_at, later = 0, None, []
+        for raw, line in json_lines(file):
+            if type(line.get("step")) is not int:
+                break
+            is_true = "attempt" in line or "ended" in line
+            if not is_true:
+                # One that was taken just before a checkpoint is not made again after it; before the first step it is.
+                is_true = line["step"] <= first and first > 0 if "validation" in line else line["step"] < first
+            if not is_true and cut_at is None:
+                cut_at = end
+            end += len(raw)
+            if not is_true:
+                continue
+            if cut_at is not None:
+                later.append(raw)
+            self.attempts += "attempt" in line
+            if "attempt" in line and self.began is None:
+                self.began = line["at"]
+            self.productive += productive_seconds(line)
+        file.seek(end if cut_at is None else cut_at)
+        file.write(b"".join(later))
+        file.truncate()
+
+
+def step_seconds(line: Line) -> float:
+    """What a step took, without the saving and validating before it."""
+    times = line.get("times", {})
+    return line["seconds"] - times.get("checkpoint", 0.0) - times.get("validation", 0.0)
+
+
+def productive_seconds(line: Line) -> float:
+    """The same of a step that the weights have learnt from; 0 of other lines."""
+    return step_seconds(line) if "seconds" in line and not line.get("skipped") else 0.0
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity: null stands for it, and for NaN."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    return [_finite(item) for item in value] if isinstance(value, list | tuple) else value
