@@ -22,6 +22,7 @@ RENAMED = [
     (r"self_attn\.kv_a_layernorm", "self_attention.kv_layernorm"),
     (r"self_attn\.kv_b_proj", "self_attention.linear_kv_up_proj"),
     (r"self_attn\.o_proj", "self_attention.linear_proj"),
+    (r"self_attn\.([qk])_norm", r"self_attention.\1_layernorm"),
     (r"post_attention_layernorm", "pre_mlp_layernorm"),
     (r"mlp\.gate\.weight", "mlp.router.weight"),
     (r"(?<=\.)down_proj", "linear_fc2"),

@@ -7,12 +7,14 @@ reads, restore.py fills a model.
 from megatron_most.checkpoint.draft import Snapshot
 from megatron_most.checkpoint.load import TensorReader, verify_files
 from megatron_most.checkpoint.pieces import Piece, divide_work, find_pieces
-from megatron_most.checkpoint.record import KINDS, Record, read_record
+from megatron_most.checkpoint.record import KINDS, Record, StoredPiece, StoredTensor, read_record
 from megatron_most.checkpoint.restore import LocalTensors
 from megatron_most.checkpoint.save import Saver
 from megatron_most.checkpoint.shelf import Shelf, TakenOver, read_together
+from megatron_most.checkpoint.tensor_file import DTYPES, TensorFile, TensorWriter
 
 __all__ = [
-    "KINDS", "LocalTensors", "Piece", "Record", "Saver", "Shelf", "Snapshot", "TakenOver", "TensorReader",
-    "divide_work", "find_pieces", "read_record", "read_together", "verify_files",
+    "DTYPES", "KINDS", "LocalTensors", "Piece", "Record", "Saver", "Shelf", "Snapshot", "StoredPiece", "StoredTensor",
+    "TakenOver", "TensorFile", "TensorReader", "TensorWriter", "divide_work", "find_pieces", "read_record",
+    "read_together", "verify_files",
 ]  # fmt: skip

@@ -6,13 +6,12 @@ Nothing is unpickled: JSON and safetensors only, and every file is proven by its
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from megatron_most.checkpoint.pieces import Box, Piece, boxed, require_cover
 from megatron_most.checkpoint.record import Record, StoredPiece
-from megatron_most.checkpoint.tensor_file import DTYPES
+from megatron_most.checkpoint.tensor_file import DTYPES, TensorFile
 from megatron_most.errors import CheckpointError, DataError
 from megatron_most.runtime import confine, sha256_file
 
@@ -38,7 +37,7 @@ class TensorReader:
 
     def __init__(self, folder: Path, record: Record) -> None:
         self.folder, self.record = folder, record
-        self._files: dict[str, Any] = {}
+        self._files: dict[str, TensorFile] = {}
 
     def has(self, kind: str, name: str) -> bool:
         return name in self.record.tensors.get(kind, {})
@@ -70,21 +69,20 @@ class TensorReader:
         return out
 
     def _slice(self, part: StoredPiece, start: Box, shape: Box) -> torch.Tensor:
-        from safetensors import SafetensorError, safe_open
-
         path = self.folder / part.file
         if part.file not in self.record.files:
             raise CheckpointError(f"{path}: not among the files of the manifest, so nothing proves it")
-        try:
-            if part.file not in self._files:
-                self._files[part.file] = safe_open(_inside(self.folder, part.file), framework="pt")
-            file = self._files[part.file]
-            there = tuple(file.get_slice(part.key).get_shape())
-            if there != part.shape:
-                raise CheckpointError(f"{path}: {part.key} has shape {list(there)}, not {list(part.shape)}")
-            return file.get_slice(part.key)[boxed(start, shape)] if shape else file.get_tensor(part.key)
-        except (SafetensorError, OSError) as error:
-            raise CheckpointError(f"{path}: {part.key} cannot be read: {error}") from error
+        if part.file not in self._files:
+            self._files[part.file] = TensorFile(_inside(self.folder, part.file))
+        file = self._files[part.file]
+        if part.key not in file.entries:
+            raise CheckpointError(f"{path}: {part.key} is not in it")
+        there = file.entries[part.key].shape
+        if there != part.shape:
+            raise CheckpointError(f"{path}: {part.key} has shape {list(there)}, not {list(part.shape)}")
+        if not shape:
+            return file.read(part.key)
+        return file.read(part.key, start[0], shape[0])[boxed((0, *start[1:]), shape)]
 
 
 def _minus(a: Box, b: Box) -> Box:

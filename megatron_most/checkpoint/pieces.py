@@ -81,7 +81,7 @@ def find_pieces(model: torch.nn.Module, expert_at: Sequence[int]) -> dict[str, l
     found: dict[str, list[Piece]] = {}
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():
-        entries = model.sharded_state_dict()  # type: ignore[operator]
+        entries = model.sharded_state_dict(metadata={"non_homogeneous_layers": True})  # type: ignore[operator]
     for local, entry in entries.items():
         if isinstance(entry, ShardedObject):  # what Transformer Engine keeps beside weights: of no use to others
             continue

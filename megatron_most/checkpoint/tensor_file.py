@@ -1,7 +1,8 @@
-"""Tensor files in the safetensors format, written as a stream that is hashed on its way to the disk.
+"""Tensor files in the safetensors format, written as a stream that is hashed on its way to the disk, read in parts.
 
-After the library's own writer, the hash would cost a second reading. Here a block at a time goes to the file and into
-the hash, and both let the training step run beside them. Reading is the library's.
+After the library's own writer, the hash would cost a second reading; here a block at a time goes to the file and into
+the hash, and both let the training step run beside them. The library's reader maps whole files, which then count as
+memory in use; here a tensor's rows are read into memory of their own, once the whole header has been checked.
 """
 
 from __future__ import annotations
@@ -9,8 +10,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from math import prod
 from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
 
 import torch
 
@@ -28,37 +33,163 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+_TYPES = {name: dtype for dtype, name in _NAMES.items()}
 DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in _NAMES}
 """What can be stored, by the name that manifests give it."""
 _BLOCK = 1 << 24
+_LONGEST_HEADER = 100_000_000  # as the library has it
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of a file: what it is, and where its bytes lie."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int
+    stop: int
+
+
+class TensorWriter:
+    """A new file: sizes first, then the tensors one by one in that order. Whole only after `close`."""
+
+    def __init__(
+        self,
+        path: Path,
+        tensors: Mapping[str, tuple[torch.dtype, Sequence[int]]],
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        head: dict[str, object] = {"__metadata__": dict(metadata)} if metadata else {}
+        at = 0
+        for key, (dtype, shape) in tensors.items():
+            if dtype not in _NAMES:
+                raise CheckpointError(f"{path}: {key} is of {dtype}, which has no place in a checkpoint")
+            size = prod(shape) * dtype.itemsize
+            head[key] = {"dtype": _NAMES[dtype], "shape": list(shape), "data_offsets": [at, at + size]}
+            at += size
+        text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
+        text += b" " * (-len(text) % 8)
+        self._awaited = iter([(key, dtype, tuple(shape)) for key, (dtype, shape) in tensors.items()])
+        self._digest, self._size = hashlib.sha256(), 0
+        self._file = open(path, "xb")
+        self._write(len(text).to_bytes(8, "little"))
+        self._write(text)
+
+    def add(self, key: str, tensor: torch.Tensor) -> None:
+        given = key, tensor.dtype, tuple(tensor.shape)
+        wanted = next(self._awaited, None)
+        assert given == wanted, f"{given} where {wanted} was announced"
+        if tensor.numel():
+            data = tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+            for start in range(0, len(data), _BLOCK):
+                self._write(data[start : start + _BLOCK])  # a file and a hash let other threads run meanwhile
+
+    def close(self) -> tuple[int, str]:
+        """Down to the disk; (bytes, sha256)."""
+        left = next(self._awaited, None)
+        assert left is None, f"{left} was announced and never came"
+        self._file.flush()
+        os.fsync(self._file.fileno())
+        self._file.close()
+        return self._size, self._digest.hexdigest()
+
+    def _write(self, block: Any) -> None:
+        self._file.write(block)
+        self._digest.update(block)
+        self._size += len(block)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._file.close()
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> tuple[int, str]:
     """Write host tensors to a new file, down to the disk; (bytes, sha256)."""
-    head: dict[str, object] = {}
-    at = 0
-    for key, tensor in tensors.items():
-        if tensor.dtype not in _NAMES:
-            raise CheckpointError(f"{path}: {key} is of {tensor.dtype}, which has no place in a checkpoint")
-        size = tensor.numel() * tensor.element_size()
-        head[key] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, at + size]}
-        at += size
-    text = json.dumps(head, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest, written = hashlib.sha256(), 0
-    with open(path, "xb") as file:
-        for data in (len(text).to_bytes(8, "little"), text):
-            file.write(data)
-            digest.update(data)
-            written += len(data)
-        for tensor in tensors.values():
-            flat = tensor.contiguous().reshape(-1).view(torch.uint8).numpy() if tensor.numel() else None
-            for start in range(0, 0 if flat is None else flat.nbytes, _BLOCK):
-                assert flat is not None, "it has bytes"
-                block = flat.data[start : start + _BLOCK]
-                file.write(block)  # a file and a hash let other threads run while they take a block
-                digest.update(block)
-                written += len(block)
-        file.flush()
-        os.fsync(file.fileno())
-    return written, digest.hexdigest()
+    with TensorWriter(path, {key: (tensor.dtype, tensor.shape) for key, tensor in tensors.items()}) as writer:
+        for key, tensor in tensors.items():
+            writer.add(key, tensor)
+        return writer.close()
+
+
+class TensorFile:
+    """A file open for reading. CheckpointError where its header and its size do not agree in everything."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        try:
+            self._file = open(path, "rb", buffering=0)
+            size = os.fstat(self._file.fileno()).st_size
+            length = int.from_bytes(os.pread(self._file.fileno(), 8, 0), "little")
+            if size < 8 or length > min(size - 8, _LONGEST_HEADER):
+                raise CheckpointError(f"{path}: truncated or no safetensors file: {size} bytes, header of {length}")
+            self.entries, self.metadata = _parse(path, os.pread(self._file.fileno(), length, 8), 8 + length)
+        except OSError as error:
+            raise CheckpointError(f"{path}: cannot be read: {error}") from error
+        end = max((entry.stop for entry in self.entries.values()), default=8 + length)
+        if size != end:
+            what = "truncated" if size < end else "longer than its header says"
+            raise CheckpointError(f"{path}: {what}: {size} bytes where the header tells of {end}")
+
+    def read(self, key: str, first: int = 0, rows: int | None = None) -> torch.Tensor:
+        """Rows `first` to `first + rows` of the tensor; all of it by default."""
+        entry = self.entries[key]
+        shape = entry.shape if rows is None else (rows, *entry.shape[1:])
+        out = torch.empty(shape, dtype=entry.dtype)
+        if not out.numel():
+            return out
+        at = entry.start + first * prod(entry.shape[1:]) * entry.dtype.itemsize
+        left = memoryview(out.reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]
+        if at + len(left) > entry.stop:
+            raise CheckpointError(f"{self.path}: {key} has shape {list(entry.shape)}: no rows {first} + {rows}")
+        try:
+            while left:
+                count = os.preadv(self._file.fileno(), [left], at)
+                if not count:
+                    raise CheckpointError(f"{self.path}: ends within {key}: it was cut off while it was read")
+                left, at = left[count:], at + count
+        except OSError as error:
+            raise CheckpointError(f"{self.path}: {key} cannot be read: {error}") from error
+        return out
+
+
+def _parse(path: Path, text: bytes, data_at: int) -> tuple[dict[str, Entry], dict[str, str]]:
+    try:
+        head = json.loads(text, object_pairs_hook=_without_repeats)
+        if not isinstance(head, dict):
+            raise ValueError("no JSON object")
+        metadata = head.pop("__metadata__", {})
+        entries = {key: _entry(key, value, data_at) for key, value in head.items()}
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise CheckpointError(f"{path}: not readable as safetensors: {type(error).__name__}: {error}") from error
+    at = data_at
+    for key, entry in sorted(entries.items(), key=lambda item: (item[1].start, item[1].stop)):
+        if entry.start != at:
+            what = "overlaps with another tensor" if entry.start < at else "has unused bytes before it"
+            raise CheckpointError(f"{path}: {key} {what}: it begins at {entry.start}, the one before ends at {at}")
+        at = entry.stop
+    return entries, metadata
+
+
+def _entry(key: str, value: dict[str, Any], data_at: int) -> Entry:
+    if value["dtype"] not in _TYPES:
+        raise ValueError(f"{key} is of {value['dtype']}, which is not read here")
+    dtype, shape, offsets = _TYPES[value["dtype"]], value["shape"], value["data_offsets"]
+    for number in (*shape, *offsets):
+        if type(number) is not int or number < 0:
+            raise ValueError(f"{key}: {number!r} is no size")
+    start, stop = offsets
+    if stop - start != prod(shape) * dtype.itemsize:
+        raise ValueError(f"{key}: {stop - start} bytes for shape {shape} of {value['dtype']}")
+    return Entry(dtype, tuple(shape), data_at + start, data_at + stop)
+
+
+def _without_repeats(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"{next(name for name in names if names.count(name) > 1)} is named twice")
+    return found

@@ -23,13 +23,13 @@ from megatron_most.errors import ConfigError, LayoutError
 from megatron_most.vocab import TAG_NAMES, TokenMap, deepseek_token_map, llama_token_map, tag_id, tiny_token_map
 
 
-def build(config: RunConfig, facts: Facts) -> Plan:
-    """Check everything and decide everything."""
+def build(config: RunConfig, facts: Facts, tokens: TokenMap | None = None) -> Plan:
+    """Check everything and decide everything. `tokens`: the map, where the file that config names is not there yet."""
     check_numbers(config)
     layout = _layout(config.layout, config.moe, facts)
     check_model(config.model, config.layout)
     moe = _moe(config.moe, config.model, layout, facts) if config.moe.num_experts else None
-    tokens = token_map(config.tokens)
+    tokens = tokens or token_map(config.tokens)
     check_divides("layout.tensor", layout.tensor, "the vocabulary's rows", tokens.vocab_size)
     check_train(config.train, config.model, layout)
     check_data(config.data)

@@ -116,6 +116,8 @@ def check_model(model: ModelConfig, layout: LayoutConfig) -> None:
             if getattr(model, name) < 1:
                 raise ConfigError(f"model.{name}", getattr(model, name), "must be at least 1 for mla", "raise it")
         check_pairs("model.qk_rope_head_dim", model.qk_rope_head_dim)
+        if model.qk_norm:
+            raise ConfigError("model.qk_norm", True, "is for gqa: mla norms its latents", "leave it out")
         return
     num_kv_heads = model.num_kv_heads or model.num_heads
     check_divides("model.num_kv_heads", num_kv_heads, "model.num_heads", model.num_heads)

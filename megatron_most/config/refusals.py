@@ -315,7 +315,7 @@ OWNED_CORE = {  # Core's name: ours. A second way to say a thing would be a way 
     "bf16": "engine.precision", "fp16": "engine.precision", "params_dtype": "engine.precision",
     "pipeline_dtype": "engine.precision", "add_bias_linear": "model.attention",
     "calculate_per_token_loss": "train.micro_batch_size", "multi_latent_attention": "model.attention",
-    "qk_layernorm": "model.attention", "normalization": "model.norm_eps",
+    "qk_layernorm": "model.qk_norm", "normalization": "model.norm_eps",
     "gated_linear_unit": "model.dense_hidden_size",
 }  # fmt: skip
 

@@ -54,6 +54,8 @@ class ModelConfig:
     """gqa: key/value heads; not set = as many as query heads."""
     head_dim: int | None = None
     """gqa: width of a head; not set = hidden_size / num_heads."""
+    qk_norm: bool = False
+    """gqa: normalise each query and key head (Qwen3)."""
     dense_hidden_size: int = 10944
     """Inner width of the dense feed-forward layers (HF intermediate_size)."""
     norm_eps: float = 1e-6

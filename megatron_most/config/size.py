@@ -65,7 +65,8 @@ def _attention(plan: Plan) -> int:
     width, heads = model.hidden_size, model.num_heads
     if model.attention == "gqa":
         head = model.head_dim or width // heads
-        return width * head * (2 * heads + 2 * (model.num_kv_heads or heads))
+        norms = 2 * head if model.qk_norm else 0
+        return width * head * (2 * heads + 2 * (model.num_kv_heads or heads)) + norms
     query_head = model.qk_nope_head_dim + model.qk_rope_head_dim
     queries = width * heads * query_head
     if model.q_lora_rank is not None:

@@ -72,6 +72,7 @@ def _attention(plan: Plan) -> dict[str, Any]:
         return {
             "num_query_groups": model.num_kv_heads or model.num_heads,
             "kv_channels": model.head_dim or model.hidden_size // model.num_heads,
+            "qk_layernorm": model.qk_norm,
         }
     return {
         "q_lora_rank": model.q_lora_rank,

@@ -23,10 +23,13 @@ def block_spec(config: TransformerConfig, plan: Plan) -> Any:
     for layer in spec.layer_specs:  # layers of one kind share a spec object: the edits are idempotent
         layer.submodules.input_layernorm = RMSNorm
         layer.submodules.pre_mlp_layernorm = RMSNorm
+        layer.submodules.sharded_state_dict_keys_map = {}  # else norms of dense and GQA layers have other names
         attention = layer.submodules.self_attention
         attention.submodules.core_attention = SdpaAttention
         if plan.config.model.attention == "mla":
             attention.module = MendedMLA
+        if plan.config.model.qk_norm:
+            attention.submodules.q_layernorm = attention.submodules.k_layernorm = RMSNorm
         mlp = submodules_of(layer.submodules.mlp)
         if plan.moe is not None and hasattr(mlp, "router"):
             mlp.router = functools.partial(ModalityRouter, plan=plan.moe)

@@ -76,6 +76,7 @@ REFUSED: dict[str, tuple[Changes, int, str, str]] = {
     "counts of the release without its loss": (
         {"moe.aux_counts_everything": True}, 1, "moe.aux_counts_everything", 'set moe.aux_loss = "reference"',
     ),
+    "norms of heads that mla does not have": ({"model.qk_norm": True}, 1, "model.qk_norm", "mla norms its latents"),
     # routing groups
     "routing groups alone": ({"moe.routing_groups": 4}, 1, "moe.routing_groups", "belong together"),
     "kept routing groups alone": ({"moe.routing_groups_kept": 2}, 1, "moe.routing_groups", "belong together"),

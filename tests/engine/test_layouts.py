@@ -39,6 +39,7 @@ MODELS: dict[str, dict[str, Any]] = {
     "upcycled": {"recipe": "most-tiny-upcycled", **COMMON},
     "packed with wave": {**COMMON, "model.wave_size": 6},
     "dense": {"recipe": "most-tiny-dense", **COMMON},
+    "dense with qk_norm": {"recipe": "most-tiny-dense", "model.qk_norm": True, **COMMON},
 }
 TP_EP = {"layout.tensor": 2, "layout.expert": 2}
 FULL, MOE = (
@@ -69,6 +70,7 @@ CASES = [
     *(("upcycled", layout) for layout in ("TP2xPP2xEP2", "CP2", "PP2")),
     *(("packed with wave", layout) for layout in ("TP2xPP2xEP2", "CP2xTP2xEP2", "PP2 full recompute", "DP2")),
     *(("dense", layout) for layout in ("TP2", "PP2", "CP2")),
+    ("dense with qk_norm", "TP2"),
 ]
 
 

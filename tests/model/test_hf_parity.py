@@ -1,4 +1,5 @@
-"""With modality routing off, our model is transformers' DeepseekV2ForCausalLM, and its dense twin is LlamaForCausalLM.
+"""With modality routing off, our model is transformers' DeepseekV2ForCausalLM, its dense twin is LlamaForCausalLM, and
+with normed heads and no shared experts it is Qwen3MoeForCausalLM.
 
 Random weights with a wide spread (0.2), so that a wrong detail shows; YaRN is on. Logits within 1e-4 absolute and
 relative, as fp32 leaves them; the same experts wherever the choice is not a tie.
@@ -19,6 +20,7 @@ from megatron_most.moe import ModalityRouter, routers
 from megatron_most.runtime import Ranks
 from tests.harness import run_ranks
 from tests.hf_bridge import whole_from_hf
+from tests.hf_models import deepseek, llama, qwen3_moe
 from tests.weights import load_parts
 
 OFF = {"moe.groups": ["text+audio+wave: 0-7"], "moe.shared_only_tags": []}
@@ -35,40 +37,10 @@ VARIANTS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # ours, theirs
 }
 
 
-def deepseek(**changes: Any) -> torch.nn.Module:
-    """The twin of most-tiny."""
-    from transformers import DeepseekV2Config, DeepseekV2ForCausalLM
-
-    yarn = dict(rope_type="yarn", rope_theta=10000.0, factor=40.0, original_max_position_embeddings=64)
-    yarn |= dict(beta_fast=32, beta_slow=1, mscale=0.707, mscale_all_dim=0.707)
-    settings: dict[str, Any] = dict(
-        vocab_size=72, hidden_size=64, intermediate_size=128, moe_intermediate_size=32, num_hidden_layers=4,
-        num_attention_heads=4, num_key_value_heads=4, n_routed_experts=8, n_shared_experts=1, num_experts_per_tok=2,
-        first_k_dense_replace=1, kv_lora_rank=24, q_lora_rank=None, qk_nope_head_dim=16, qk_rope_head_dim=8,
-        v_head_dim=12, topk_method="greedy", norm_topk_prob=False, routed_scaling_factor=1.0,
-        max_position_embeddings=2560, rms_norm_eps=1e-6, rope_parameters=yarn,
-    )  # fmt: skip
-    return spread(DeepseekV2ForCausalLM(DeepseekV2Config(**{**settings, **changes})))
-
-
-def llama() -> torch.nn.Module:
-    """The twin of most-tiny-dense: tied embeddings, 2 key/value heads for 4 query heads, llama3 rope."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    rope = dict(rope_type="llama3", rope_theta=500000.0, factor=32.0, low_freq_factor=1.0, high_freq_factor=4.0)
-    config = LlamaConfig(
-        vocab_size=72, hidden_size=64, intermediate_size=96, num_hidden_layers=4, num_attention_heads=4,
-        num_key_value_heads=2, head_dim=16, rms_norm_eps=1e-5, tie_word_embeddings=True, max_position_embeddings=2560,
-        rope_parameters={**rope, "original_max_position_embeddings": 8192},
-    )  # fmt: skip
-    return spread(LlamaForCausalLM(config))
-
-
-def spread(model: torch.nn.Module) -> torch.nn.Module:
-    torch.manual_seed(0)
-    for name, weight in model.named_parameters():
-        weight.data.normal_(1.0 if "norm" in name else 0.0, 0.2)
-    return model.eval()
+QWEN3 = {
+    "model.qk_norm": True, "model.tied_embeddings": False, "model.rope": "plain", "model.rope_theta": 1e6,
+    "moe.dense_layers": [1], "moe.expert_hidden_size": 32, "moe.shared_hidden_size": 0,
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", VARIANTS)
@@ -83,6 +55,11 @@ def test_logits_are_those_of_transformers_deepseek_on_two_tensor_ranks() -> None
 
 def test_logits_are_those_of_transformers_llama() -> None:
     compare(llama(), "most-tiny-dense", {}, 1)
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_logits_and_experts_are_those_of_transformers_qwen3_moe(ranks: int) -> None:
+    compare(qwen3_moe(), "most-tiny-upcycled", {**OFF, **QWEN3, "layout.tensor": ranks}, ranks)
 
 
 def test_the_comparison_notices_a_wrong_detail() -> None:

@@ -1,0 +1,127 @@
+"""MoST: DeepSeek-V2 (or Llama's attention) with experts that belong to modalities, as its configuration says.
+
+A configuration with the release's fields alone is the release: its gate, its two groups, wave markers for the shared
+experts alone. Ours says gate, groups, tags and token map in fields of their own, which convert/most_hf reads.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_most.config import Plan, RunConfig
+from megatron_most.convert.families import fields
+from megatron_most.convert.families.deepseek_v2 import read_experts, write_experts
+from megatron_most.convert.families.rows import BUFFERS, DENSE, EXPERTS, FRAME, GQA, MLA, WAVE
+from megatron_most.convert.settings import Settings
+from megatron_most.convert.tables import Row
+from megatron_most.vocab import TAG_NAMES, tag_id
+
+ASIDE = ("model.audio_wave_processor.hubert_model.*",)
+"""A frozen model that makes features: no part of ours, kept beside it to be given back."""
+_BIAS_RATE = 1e-3  # a bias that is there has to move when training goes on; config.json does not say how fast
+
+
+def _only(attention: str, rows: tuple[Row, ...]) -> tuple[Row, ...]:
+    def when(row: Row) -> Row:
+        return Row(**{**vars(row), "when": lambda config: config.model.attention == attention and row.when(config)})
+
+    return tuple(when(row) for row in rows)
+
+
+TABLE = (*FRAME, *_only("mla", MLA), *_only("gqa", GQA), *DENSE, *EXPERTS, *BUFFERS, *WAVE)
+
+
+def read(settings: Settings) -> fields.Changes:
+    settings.table("token_map")  # see token_maps.py
+    for name in ("hubert_model_path", "hubert_ckpt_type", "begin_audio_wave_token_id", "end_audio_wave_token_id"):
+        settings.get(name)  # how features are made: not part of our model
+    attention = settings.one_of("attention", ["mla", "gqa"], "mla")
+    changes = {
+        **fields.read_frame(settings),
+        **(fields.read_mla(settings) if attention == "mla" else fields.read_gqa(settings)),
+        **read_experts(settings),
+        **_read_groups(settings),
+        "moe.gate": settings.one_of("gate", ["masked_softmax", "reference"], "reference"),
+        "moe.normalise_top_k": settings.flag("norm_topk_prob", False),
+        "moe.bias_rate": _BIAS_RATE if settings.flag("use_expert_bias", False) else 0.0,
+        "model.wave_size": 0,
+    }
+    if (shared := settings.integer("shared_intermediate_size", None, least=0)) is not None:
+        changes["moe.shared_hidden_size"] = shared
+    if (dense := settings.integers("dense_layers")) is not None:
+        changes["moe.dense_layers"] = sorted(dense)
+    width = settings.integer("hubert_hidden_size", 768)
+    if settings.flag("use_continuous_audio", False):
+        changes["model.wave_size"] = width
+    return changes
+
+
+def _read_groups(settings: Settings) -> fields.Changes:
+    lists = {name: settings.integers(f"{name}_expert_indices") for name in ("text", "audio")}
+    routed = settings.flag("use_modality_aware_routing", False)
+    groups, without = settings.get("expert_groups"), settings.integers("shared_only_tags")
+    if groups is not None:
+        try:
+            lines = [_line([TAG_NAMES[tag] for tag in group["tags"]], group["experts"]) for group in groups]
+            return {"moe.groups": lines, "moe.shared_only_tags": [TAG_NAMES[tag] for tag in without or []]}
+        except (TypeError, KeyError, IndexError) as error:
+            raise settings.wrong("expert_groups", f"not readable as groups ({error!r})") from error
+    if not routed:
+        return fields.without_modalities(settings.integer("n_routed_experts", most=fields.MOST_EXPERTS))
+    for name, experts in lists.items():
+        if not experts:
+            raise settings.wrong(f"{name}_expert_indices", "is empty, but use_modality_aware_routing is on")
+    return {
+        "moe.groups": [_line([name], experts) for name, experts in lists.items() if experts],
+        "moe.shared_only_tags": ["wave"],
+    }
+
+
+def _line(tags: list[str], experts: list[int]) -> str:
+    return f"{'+'.join(tags)}: {fields.runs_of_ids(experts)}"
+
+
+def write(plan: Plan) -> dict[str, Any]:
+    config, moe = plan.config, plan.config.moe
+    fields.refuse(
+        "most",
+        {
+            "has experts: export a dense model as llama": plan.moe is None,
+            "does not norm query and key heads (model.qk_norm)": config.model.qk_norm,
+        },
+    )
+    attention = fields.write_mla(plan) if config.model.attention == "mla" else fields.write_gqa(plan)
+    return {
+        **fields.write_frame(plan), **attention, **write_experts(plan), **_write_groups(plan),
+        "rope_parameters": fields.rope_parameters(plan),
+        "attention": config.model.attention,
+        "gate": moe.gate,
+        "norm_topk_prob": moe.normalise_top_k,
+        "use_expert_bias": moe.bias_rate > 0,
+        "shared_intermediate_size": moe.shared_hidden_size,
+        "n_shared_experts": moe.shared_hidden_size // moe.expert_hidden_size,
+        "dense_layers": sorted(moe.dense_layers),
+        "first_k_dense_replace": len(moe.dense_layers),
+        "use_continuous_audio": config.model.wave_size > 0,
+        **({"hubert_hidden_size": config.model.wave_size} if config.model.wave_size else {}),
+        "token_map": plan.tokens.to_dict(),
+    }  # fmt: skip
+
+
+def _write_groups(plan: Plan) -> dict[str, Any]:
+    assert plan.moe is not None, "refused above"
+    groups = [
+        {"tags": [tag_id(tag) for tag in name.split("+")], "experts": list(experts)}
+        for name, experts in zip(plan.moe.group_names, plan.moe.groups, strict=True)
+    ]
+    out: dict[str, Any] = {"expert_groups": groups, "shared_only_tags": list(plan.moe.shared_only)}
+    named = dict(zip(plan.moe.group_names, plan.moe.groups, strict=True))
+    if set(named) == {"text", "audio"}:  # the release's own fields can say it too
+        out |= {"use_modality_aware_routing": True}
+        out |= {f"{name}_expert_indices": list(experts) for name, experts in named.items()}
+    return out
+
+
+def has_modalities(config: RunConfig) -> bool:
+    """Whether the tag of a token makes a difference."""
+    return config.moe.num_experts > 0 and (len(config.moe.groups) > 1 or bool(config.moe.shared_only_tags))

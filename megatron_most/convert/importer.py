@@ -1,0 +1,174 @@
+"""Hugging Face folder -> our checkpoint, whose files are cut for a layout: any run can start from it, in any layout.
+
+One tensor (a box of one, where it is cut) is in memory at a time. The output is a step folder as training writes it,
+with weights alone: manifest, resolved.toml, token_map.json, and source.json, which says what it was made from.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from megatron_most.checkpoint import DTYPES, Record, StoredPiece, StoredTensor
+from megatron_most.config import Plan, count_parameters, dump
+from megatron_most.convert.families import Family, family_of
+from megatron_most.convert.hf_folder import HfFolder
+from megatron_most.convert.recipe import recipe_of
+from megatron_most.convert.shares import Place, plan_for, shares
+from megatron_most.convert.sources import HfSource
+from megatron_most.convert.tables import Link, link
+from megatron_most.convert.token_maps import FILE as TOKEN_MAP
+from megatron_most.convert.token_maps import find_token_map, token_changes
+from megatron_most.convert.writing import OutFile, Sums, describe_work, write_folder
+from megatron_most.runtime import sha256_file, write_atomically
+from megatron_most.upstream import find_versions
+
+RECIPE, SOURCE, ASIDE = "resolved.toml", "source.json", "aside.safetensors"
+JOB = "job.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Where files are cut: one for each rank of such a layout. Any other can read them."""
+
+    tensor: int = 1
+    expert: int = 1
+    expert_tensor: int | None = None
+    pipeline: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportOptions:
+    """How a folder is imported."""
+
+    layout: Layout = field(default_factory=Layout)
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """float32, bfloat16 or float16; not set = as stored."""
+    groups: tuple[str, ...] = ()
+    """The partition, as moe.groups has it ("text: 0-31"); not set = that of config.json, or one group for all."""
+    token_map: Path | None = None
+    """token_map.json; not set = the one in the folder, or the backbone's."""
+    num_units: int = 500
+    """Speech units of the backbone's token map."""
+    allow_nonfinite: bool = False
+    """Take NaN and infinite weights as they are."""
+    ignore: tuple[str, ...] = ()
+    """Fields of config.json that are known to change nothing."""
+
+
+@dataclass(frozen=True)
+class Import:
+    """A conversion that has been checked: headers, shapes, names and sizes fit."""
+
+    source: HfFolder
+    family: Family
+    plan: Plan
+    links: list[Link]
+    files: list[OutFile]
+    places: list[list[Place]]
+    dtypes: dict[str, torch.dtype]
+    options: ImportOptions
+
+    def __str__(self) -> str:
+        size, layout = count_parameters(self.plan), self.options.layout
+        cut = ", ".join(f"{name} {count}" for name, count in vars(layout).items() if count and count > 1) or "one rank"
+        return (
+            f"{self.family.name}: {size.total:,} parameters, {size.active:,} active; {len(self.source.where)} tensors "
+            f"in {len(self.source.files)} files -> cut for {cut}: {describe_work(self.files)}"
+        )
+
+
+def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
+    """Everything that can be checked before a weight is read. CheckpointError, ConfigError."""
+    source = HfFolder(folder)
+    family = family_of(source.settings)
+    tokens = find_token_map(family, source.settings, source.folder, options.token_map, options.num_units)
+    changes: dict[str, Any] = token_changes(tokens, (options.token_map or out / TOKEN_MAP).absolute())
+    changes |= {f"layout.{name}": value for name, value in vars(options.layout).items()}
+    if options.groups:
+        changes |= {"moe.groups": list(options.groups), "moe.shared_only_tags": _shared_only(options.groups)}
+    config = recipe_of(family, source.settings, name=out.name, changes=changes, ignored=options.ignore)
+    plan = plan_for(config, tokens)
+    links = link(family.table, plan, hf_vocab=source.settings.integer("vocab_size"))
+    aside = source.match(links, family.aside, family.derived)
+    reader = HfSource(
+        source, None if options.dtype is None else DTYPES[options.dtype], allow_nonfinite=options.allow_nonfinite
+    )
+    dtypes = {found.name: reader.dtype(found) for found in links}
+    places = shares(links, plan)
+    by_name = {found.name: found for found in links}
+    files = [_file(number, share, by_name, dtypes, reader) for number, share in enumerate(places) if share]
+    if aside:
+        kept = {name: (source.dtype(name), source.shape(name)) for name in aside}
+        files.append(OutFile(ASIDE, kept, source.read))
+    return Import(source, family, plan, links, files, places, dtypes, options)
+
+
+def run_import(prepared: Import, out: Path) -> bool:
+    """Write it; False where it is there already."""
+    options, source = prepared.options, prepared.source
+    job = {
+        "what": "import", "source": source.fingerprint(), "recipe": dump(prepared.plan.config), "dtype": options.dtype,
+        "tokens": prepared.plan.tokens.hash, "allow_nonfinite": options.allow_nonfinite,
+    }  # fmt: skip
+    return write_folder(out, job, prepared.files, partial(_finish, prepared), f"import {prepared.family.name}")
+
+
+def _finish(prepared: Import, folder: Path, sums: Sums) -> None:
+    config, tokens = prepared.plan.config, prepared.plan.tokens
+    about = {
+        "family": prepared.family.name,
+        "folder": prepared.source.folder.resolve().name,
+        "config": json.loads((prepared.source.folder / "config.json").read_bytes()),
+        "new_rows": tokens.vocab_size - prepared.source.settings.integer("vocab_size"),
+    }
+    texts = {RECIPE: dump(config), TOKEN_MAP: tokens.to_json(), SOURCE: json.dumps(about, indent=1) + "\n"}
+    for name, text in texts.items():
+        write_atomically(folder / name, text)
+    for name in (*texts, JOB):
+        sums[name] = (folder / name).stat().st_size, sha256_file(folder / name)
+    pieces: dict[str, list[StoredPiece]] = {found.name: [] for found in prepared.links}
+    shapes = {found.name: found.shape for found in prepared.links}
+    for number, share in enumerate(prepared.places):
+        for name, start, shape in share:
+            key = key_of("weight", name, start, shape, shapes[name])
+            pieces[name].append(StoredPiece(file_name("weights", number), key, start, shape))
+    stored = {
+        name: StoredTensor(shapes[name], str(prepared.dtypes[name]).removeprefix("torch."), tuple(found))
+        for name, found in pieces.items()
+    }
+    Record(step=0, attempt=0, tensors={"weight": stored}, files=sums, versions=find_versions()).save(folder)
+
+
+def _file(
+    number: int, share: Sequence[Place], links: dict[str, Link], dtypes: dict[str, torch.dtype], reader: HfSource
+) -> OutFile:
+    boxes = {key_of("weight", *place, links[place[0]].shape): place for place in share}
+
+    def read(key: str) -> torch.Tensor:
+        name, start, shape = boxes[key]
+        return reader.read(links[name], start, shape)
+
+    tensors = {key: (dtypes[name], shape) for key, (name, _, shape) in boxes.items()}
+    return OutFile(file_name("weights", number), tensors, read)
+
+
+def file_name(stem: str, rank: int) -> str:
+    """As training names its files."""
+    return f"{stem}-{rank:05d}.safetensors"
+
+
+def key_of(kind: str, name: str, start: Sequence[int], shape: Sequence[int], whole: Sequence[int]) -> str:
+    """Likewise: the place only where it is not the whole."""
+    return f"{kind}/{name}" + ("" if tuple(shape) == tuple(whole) else "@" + ",".join(map(str, start)))
+
+
+def _shared_only(groups: Sequence[str]) -> list[str]:
+    """Wave markers are the only tag that may go without a group."""
+    return [] if any("wave" in line.partition(":")[0] for line in groups) else ["wave"]

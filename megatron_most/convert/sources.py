@@ -1,0 +1,76 @@
+"""One box of one of our tensors, put together from the Hugging Face tensors that it is made of."""
+
+from __future__ import annotations
+
+import hashlib
+
+import torch
+
+from megatron_most.convert.hf_folder import HfFolder
+from megatron_most.convert.tables import Link, Shape
+from megatron_most.errors import CheckpointError
+
+_ROWS_AT_ONCE = 8192
+NOISE = 1e-3
+"""Of the new rows of a grown vocabulary: its size beside the mean row's."""
+
+
+class HfSource:
+    """Reads boxes; numbers are made `dtype`, or left as they are stored."""
+
+    def __init__(self, folder: HfFolder, dtype: torch.dtype | None, *, allow_nonfinite: bool, seed: int = 0) -> None:
+        self.folder, self._dtype = folder, dtype
+        self._allow_nonfinite, self._seed = allow_nonfinite, seed
+        self._new_rows: dict[str, torch.Tensor] = {}
+
+    def dtype(self, link: Link) -> torch.dtype:
+        """Of all boxes of a tensor. Our own buffers stay as they are: they are few, and in float32."""
+        if link.is_buffer:
+            return torch.float32
+        stored = {self.folder.dtype(name) for name, _ in link.parts}
+        if len(stored) > 1:
+            names = ", ".join(name for name, _ in link.parts)
+            raise CheckpointError(f"{self.folder.folder}: {names} are parts of one tensor, but of different types")
+        [found] = stored
+        if not found.is_floating_point:
+            raise CheckpointError(f"{self.folder.folder}: {link.parts[0][0]} is of {found}; weights are floating-point")
+        return self._dtype or found
+
+    def read(self, link: Link, start: Shape, shape: Shape) -> torch.Tensor:
+        if not link.parts:
+            return torch.full(shape, link.row.value)
+        first, last = start[0], start[0] + shape[0]
+        columns = tuple(slice(s, s + n) for s, n in zip(start[1:], shape[1:], strict=True))
+        pieces, at = [], first
+        for run in link.runs:
+            low, high = max(first, run.row), min(last, run.row + run.rows)
+            if low < high:
+                pieces.append(self._rows(link, run.part, run.part_row + low - run.row, high - low)[:, *columns])
+                at = high
+        if at < last:
+            pieces.append(self._new(link)[at - link.shape[0] : last - link.shape[0] or None, *columns])
+        return (pieces[0] if len(pieces) == 1 else torch.cat(pieces)).to(self.dtype(link))
+
+    def _rows(self, link: Link, part: int, first: int, rows: int) -> torch.Tensor:
+        name = link.parts[part][0]
+        data = self.folder.read(name, first, rows)
+        made = data.to(self.dtype(link))
+        if not self._allow_nonfinite and not torch.isfinite(made).all():
+            kind = "NaN" if torch.isnan(data).any() else "infinite numbers"
+            if torch.isfinite(data).all():
+                kind = f"numbers beyond {self._dtype}"
+            raise CheckpointError(f"{self.folder.where[name].path}: {name} holds {kind}; --allow-nonfinite takes them")
+        return made
+
+    def _new(self, link: Link) -> torch.Tensor:
+        """Rows that the HF vocabulary lacks: the mean of all that it has, each with a little noise of its own."""
+        if link.name not in self._new_rows:
+            [(name, (rows, width))] = link.parts
+            total = torch.zeros(width, dtype=torch.float64)
+            for first in range(0, rows, _ROWS_AT_ONCE):
+                total += self.folder.read(name, first, min(_ROWS_AT_ONCE, rows - first)).double().sum(0)
+            mean = total / rows
+            seed = int.from_bytes(hashlib.sha256(f"{self._seed} {link.name}".encode()).digest()[:8], "little") >> 1
+            noise = torch.randn(link.shape[0] - rows, width, generator=torch.Generator().manual_seed(seed))
+            self._new_rows[link.name] = (mean + NOISE * mean.square().mean().sqrt() * noise).to(self.dtype(link))
+        return self._new_rows[link.name]
