@@ -81,7 +81,8 @@ def test_inspect_says_what_is_there(ours: Path, capsys: pytest.CaptureFixture[st
     said = capsys.readouterr().out
     for words in (
         "family       most", "imported from most", "257,696", "groups       text: 0-3; audio: 4-7",
-        "gate         reference", "layout expert 4", "weights-00003.safetensors", "float32", "hashes       weight, all together",
+        "gate         reference", "layout expert 4", "weights-00003.safetensors", "float32",
+        "hashes       weight, all together",
     ):  # fmt: skip
         assert words in said, words
     record = read_record(ours)
