@@ -130,8 +130,10 @@ def open_journal(
 
 
 def _is_work(last: dict[str, Any] | None, reports: Sequence[str]) -> bool:
-    """Whether the last commit had more than reports."""
-    return last is not None and any(size for name, size in last["sizes"].items() if name not in reports)
+    """Whether the last commit had more than reports; a job that keeps its files by itself commits nothing else."""
+    if last is None:
+        return False
+    return not last["sizes"] or any(size for name, size in last["sizes"].items() if name not in reports)
 
 
 def _empty(part: Path) -> None:

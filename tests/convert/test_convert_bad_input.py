@@ -231,11 +231,11 @@ def test_a_folder_in_use_or_of_something_else_is_left_alone(tmp_path: Path) -> N
     assert (tmp_path / "out.part").is_dir()
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "thesis.txt").write_text("mine")
-    with pytest.raises(MostError, match="not the folder of such a job .*; choose another folder or remove it"):
+    with pytest.raises(MostError, match="not the folder of such a job .*; choose another folder or remove this"):
         into_ours(hf, tmp_path / "full")
     assert (tmp_path / "full" / "thesis.txt").read_text() == "mine"
     into_ours(hf, tmp_path / "out")
-    with pytest.raises(MostError, match="begun with recipe = .*choose another folder or remove it"):
+    with pytest.raises(MostError, match="begun with recipe = .*choose another folder or remove this"):
         into_ours(hf, tmp_path / "out", tensor=2)
 
 
@@ -303,7 +303,7 @@ def test_a_source_that_changed_in_between_is_refused(unbroken: tuple[Path, dict[
     hf = Path(shutil.copytree(unbroken[0], tmp_path / "hf"))
     stop_at("weights-00002", lambda: into_ours(hf, tmp_path / "out", expert=4))
     os.utime(shards(hf)[0], (1, 1))
-    with pytest.raises(MostError, match="begun with source = .*remove that folder to start anew"):
+    with pytest.raises(MostError, match="source = .*choose another folder, or remove this one"):
         into_ours(hf, tmp_path / "out", expert=4)
 
 
