@@ -26,6 +26,7 @@ from megatron_most.convert.families.fields import without_modalities
 from megatron_most.convert.hf_folder import CONFIG, INDEX, SINGLE
 from megatron_most.convert.importer import ASIDE, JOB
 from megatron_most.convert.ours import Ours
+from megatron_most.convert.sources import is_finite
 from megatron_most.convert.tables import Link, Shape, link
 from megatron_most.convert.token_maps import FILE as TOKEN_MAP
 from megatron_most.convert.writing import OutFile, Sums, describe_work, write_folder
@@ -84,12 +85,12 @@ def prepare_export(ours: Ours, options: ExportOptions) -> Export:
             "every expert; export it as most, or with --text-only, or, as the other model that it is then, with "
             "--drop-routing"
         )
+    config = {**family.write(plan), **_book_keeping(family, plan)}  # where the family cannot say it, it ends here
     links = link(family.table, whole, experts=experts)
     ours.require_all_of(links, _left_out(whole, options, {found.name for found in links}))
     scale, folded = 1.0, dict[int, float]()
     if family.name != "most" and not (options.drop_routing and has_modalities(whole.config)):
         scale, folded = _constants(ours, whole)
-    config = {**family.write(plan), **_book_keeping(family, plan)}
     if scale != 1.0:
         if "routed_scaling_factor" in config:
             config["routed_scaling_factor"] *= scale
@@ -182,7 +183,7 @@ def _read(ours: Ours, found: Link, part: int, dtype: torch.dtype, factor: float)
     if factor != 1.0:
         data = data.float() * factor
     made = data.to(dtype)
-    if made.is_floating_point() and torch.isfinite(data).all() and not torch.isfinite(made).all():
+    if made.dtype != data.dtype and not is_finite(made) and is_finite(data):
         raise CheckpointError(f"{ours.folder}: {found.name} holds numbers beyond {dtype}; choose another --dtype")
     return made
 

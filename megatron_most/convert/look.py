@@ -17,6 +17,7 @@ from megatron_most.convert.importer import ImportOptions
 from megatron_most.convert.ours import Ours, open_ours
 from megatron_most.convert.recipe import recipe_of
 from megatron_most.convert.shares import plan_for
+from megatron_most.convert.sources import is_finite
 from megatron_most.convert.tables import Link, link
 from megatron_most.convert.token_maps import find_token_map
 from megatron_most.convert.writing import gigabytes
@@ -55,7 +56,7 @@ def is_hf(path: Path) -> bool:
 def _require_finite(path: Path, tensors: Iterable[tuple[str, torch.Tensor]]) -> int:
     count = 0
     for name, tensor in tensors:
-        if not torch.isfinite(tensor).all():
+        if not is_finite(tensor):
             raise CheckpointError(f"{path}: {name} holds NaN or infinite numbers")
         count += 1
     return count

@@ -10,9 +10,14 @@ from megatron_most.convert.hf_folder import HfFolder
 from megatron_most.convert.tables import Link, Shape
 from megatron_most.errors import CheckpointError
 
-_ROWS_AT_ONCE = 8192
+_ROWS_AT_ONCE, _NUMBERS_AT_ONCE = 8192, 1 << 20
 NOISE = 1e-3
 """Of the new rows of a grown vocabulary: its size beside the mean row's."""
+
+
+def is_finite(tensor: torch.Tensor) -> bool:
+    """Whether it holds neither NaN nor infinity, looked at block by block: torch.isfinite needs four times as much."""
+    return all(bool(torch.isfinite(block).all()) for block in tensor.reshape(-1).split(_NUMBERS_AT_ONCE))
 
 
 class HfSource:
@@ -55,9 +60,9 @@ class HfSource:
         name = link.parts[part][0]
         data = self.folder.read(name, first, rows)
         made = data.to(self.dtype(link))
-        if not self._allow_nonfinite and not torch.isfinite(made).all():
+        if not self._allow_nonfinite and not is_finite(made):
             kind = "NaN" if torch.isnan(data).any() else "infinite numbers"
-            if torch.isfinite(data).all():
+            if is_finite(data):
                 kind = f"numbers beyond {self._dtype}"
             raise CheckpointError(f"{self.folder.where[name].path}: {name} holds {kind}; --allow-nonfinite takes them")
         return made
