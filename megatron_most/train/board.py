@@ -7,6 +7,7 @@ are taken again.
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,7 +43,7 @@ def open_boards(config: RunConfig, folder: Path, first: int, began: float) -> li
     if config.telemetry.tensorboard:
         boards.append(TensorBoard(folder / "tensorboard", first))
     if config.telemetry.wandb:
-        boards.append(WeightsAndBiases(config, folder, f"{config.name}-{began:.0f}"))
+        boards.append(WeightsAndBiases(config, folder, re.sub(r"[^\w-]", "-", f"{config.name}-{began:.0f}")))
     return boards
 
 
