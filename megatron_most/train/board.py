@@ -77,7 +77,12 @@ class WeightsAndBiases:
     def __init__(self, config: RunConfig, folder: Path, id: str) -> None:
         import wandb
 
-        self._run: Any = wandb.init(name=config.name, id=id, resume="allow", dir=str(folder), config=asdict(config))
+        named: dict[str, Any] = {"name": config.name, "id": id, "dir": str(folder), "config": asdict(config)}
+        try:
+            self._run: Any = wandb.init(**named, resume="allow")
+        except Exception as error:  # not logged in, no network: of many classes
+            remedy = "log in with `wandb login`, set WANDB_MODE=offline, or leave it off"
+            raise ConfigError("telemetry.wandb", True, f"wandb does not start ({error})", remedy) from error
 
     def show(self, step: int, at: float, values: dict[str, float]) -> None:
         self._run.log(values, step=step)
