@@ -33,8 +33,9 @@ check: env  ## style, types and the rules of the house
 	@$(RUN) -m mypy megatron_most
 	@$(RUN) -m pytest -q tests/test_house.py
 
-bench: env  ## speed of the data pipeline against plain loops; in-group probability mass under each gate
+bench: env  ## speed of the data pipeline against plain loops; what telemetry, checkpoints and modalities cost; gates compared
 	@$(RUN) bench/data.py $(ARGS)
+	@$(RUN) bench/telemetry.py
 	@$(RUN) bench/gate_collapse.py
 
 test-gpu: env  ## the tests that need a GPU

@@ -51,7 +51,8 @@ def main() -> None:
     parser.add_argument("--steps", type=int, default=40, help="of each kind")
     parser.add_argument("--rows", type=int, default=4, help="in a step")
     chosen = parser.parse_args()
-    changes = {"train.global_batch_size": chosen.rows, "train.steps": 10**9}
+    rows = {"train.global_batch_size": chosen.rows, "train.micro_batch_size": chosen.rows}
+    changes = {**rows, "train.steps": 10**9}
     config = replace(load_recipe(chosen.recipe), changes)
     print(HEAD)
     with open_session(config) as session, tempfile.TemporaryDirectory() as folder:

@@ -7,6 +7,7 @@ are taken again.
 from __future__ import annotations
 
 import importlib.util
+import re
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Protocol
@@ -42,7 +43,7 @@ def open_boards(config: RunConfig, folder: Path, first: int, began: float) -> li
     if config.telemetry.tensorboard:
         boards.append(TensorBoard(folder / "tensorboard", first))
     if config.telemetry.wandb:
-        boards.append(WeightsAndBiases(config, folder, f"{config.name}-{began:.0f}"))
+        boards.append(WeightsAndBiases(config, folder, re.sub(r"[^\w-]", "-", f"{config.name}-{began:.0f}")))
     return boards
 
 
@@ -76,7 +77,12 @@ class WeightsAndBiases:
     def __init__(self, config: RunConfig, folder: Path, id: str) -> None:
         import wandb
 
-        self._run: Any = wandb.init(name=config.name, id=id, resume="allow", dir=str(folder), config=asdict(config))
+        named: dict[str, Any] = {"name": config.name, "id": id, "dir": str(folder), "config": asdict(config)}
+        try:
+            self._run: Any = wandb.init(**named, resume="allow")
+        except Exception as error:  # not logged in, no network: of many classes
+            remedy = "log in with `wandb login`, set WANDB_MODE=offline, or leave it off"
+            raise ConfigError("telemetry.wandb", True, f"wandb does not start ({error})", remedy) from error
 
     def show(self, step: int, at: float, values: dict[str, float]) -> None:
         self._run.log(values, step=step)

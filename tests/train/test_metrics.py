@@ -189,6 +189,8 @@ def test_a_board_that_is_not_installed_is_refused_by_name(monkeypatch: pytest.Mo
 WANDB = """
 import json, pathlib
 def init(**settings):
+    if settings["name"] == "nobody":
+        raise RuntimeError("not logged in")
     return Run(settings)
 class Run:
     def __init__(self, settings):
@@ -222,3 +224,5 @@ def test_weights_and_biases_hears_the_numbers_under_one_id_and_no_key(
     ]
     assert heard[0]["resume"] == "allow" and heard[0]["config"]["moe"]["top_k"] == 2
     assert "secret-of-mine" not in (tmp_path / "heard").read_text()
+    with pytest.raises(ConfigError, match=r"telemetry.wandb = True: wandb does not start \(not logged in\); log in"):
+        board.open_boards(replace(config, {"name": "nobody"}), tmp_path, 0, 123.0)
