@@ -79,6 +79,7 @@ def write_dataset(
         trained_tokens=sum(len(run.ids) for run in runs if run.is_trained),
         longest=max((document.length for document in documents), default=0),
         seconds=float(len(documents)),
+        untimed_units=0,
         files=facts_of(folder, DATA),
         provenance=(SOURCE,),
         rejects={reason: list(rejects).count(reason) for reason in dict.fromkeys(rejects)},

@@ -90,6 +90,7 @@ class _Progress:
     trained_tokens: int = 0
     longest: int = 0
     microseconds: int = 0
+    untimed_units: int = 0
     tokens_by_tag: dict[str, int] = field(default_factory=dict)
     overlaps: dict[str, int] = field(default_factory=dict)
     rejects: dict[str, int] = field(default_factory=dict)
@@ -101,7 +102,8 @@ class _Progress:
         self.sequences += built.sequences
         self.trained_tokens += built.trained_tokens
         self.longest = max(self.longest, built.longest)
-        self.microseconds += built.microseconds
+        self.microseconds += built.speech.microseconds
+        self.untimed_units += built.speech.untimed_units
         self.tokens_by_tag = dict(Counter(self.tokens_by_tag) + Counter(built.tokens_by_tag))
         self.overlaps = dict(Counter(self.overlaps) + Counter(built.overlap_counts))
 
@@ -291,6 +293,7 @@ def _finish(part: Path, inputs: BuildInputs, options: BuildOptions, shard: Shard
         trained_tokens=done.trained_tokens,
         longest=done.longest,
         seconds=done.microseconds / 1e6,
+        untimed_units=done.untimed_units,
         files=facts_of(part, DATA),
         provenance=tuple(_source(manifest) for manifest in inputs.manifests),
         rejects=done.rejects,

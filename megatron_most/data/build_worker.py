@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from megatron_most.data.dataset import dtype_for
-from megatron_most.data.document import DocumentRuns
+from megatron_most.data.document import NO_SPEECH, DocumentRuns, Speech
 from megatron_most.data.index_writer import encode_documents
 from megatron_most.data.manifest import parse_row
 from megatron_most.data.overlap import Overlap, OverlapFinder
@@ -43,8 +43,7 @@ class Built:
     sequences: int = 0
     trained_tokens: int = 0
     longest: int = 0
-    microseconds: int = 0
-    """Of speech: whole numbers have one sum, in whatever parts they are added."""
+    speech: Speech = NO_SPEECH
     tokens_by_tag: dict[str, int] = field(default_factory=dict)
     overlap_counts: dict[str, int] = field(default_factory=dict)
 
@@ -96,7 +95,6 @@ class Worker:
         bad += [(numbers[one.id], (one.id, one.reason, one.detail)) for one in rejections]
         built = self._encode(documents, [entry for _, entry in sorted(bad)], overlaps)
         built.overlap_counts = dict(counts)
-        built.microseconds = sum(round(1e6 * row[0].duration) for row in rows if isinstance(row, tuple))
         return built
 
     def _encode(self, documents: list[DocumentRuns], bad: list[tuple[str, str, str]], overlaps: list[bytes]) -> Built:
@@ -119,6 +117,7 @@ class Worker:
                 by_tag[run.tag] += size
                 built.trained_tokens += size * run.is_trained
             built.longest = max(built.longest, length)
+            built.speech += document.speech
         built.tokens_by_tag = dict(zip(TAG_NAMES, by_tag, strict=True))
         return built
 

@@ -150,6 +150,8 @@ def _counts(info: DatasetInfo) -> list[tuple[str, str]]:
         rows.append(("tokens a document, mean", f"{tokens / info.documents:,.1f}"))
     rows.append(("longest document, tokens", f"{info.longest:,}"))
     rows.append(("hours of speech", f"{info.seconds / 3600:,.2f}" if info.seconds else "none"))
+    if info.untimed_units:
+        rows.append(("units of unknown length, in no hours", f"{info.untimed_units:,}"))
     return rows
 
 

@@ -322,6 +322,8 @@ def _counted(folder: Path) -> str:
     words = f"{info.documents:,} documents, {info.num_tokens:,} tokens" + (f" ({by_tag})" if by_tag else "")
     if info.seconds:
         words += f", {info.seconds / 3600:.2f} h of {info.task}"
+    if info.untimed_units:
+        words += f", {info.untimed_units:,} units of unknown length"
     ranked = sorted(info.rejects.items(), key=lambda item: (-item[1], item[0]))
     reasons = f" ({', '.join(f'{count:,} {reason}' for reason, count in ranked)})" if ranked else ""
     return f"{words}; {told(info.rejects, folder / REJECTS)}{reasons}"

@@ -29,7 +29,7 @@ from megatron_most.runtime import JOB, sha256_file, write_atomically
 from megatron_most.speech import CodecIdentity
 from megatron_most.vocab import TAG_NAMES, TokenMap
 
-FORMAT = "most-dataset-2"
+FORMAT = "most-dataset-3"
 INFO, REJECTS, OVERLAPS, CARD = "dataset.json", "rejects.jsonl", "overlaps.jsonl", "README.md"
 DATA = (BIN, IDX, IDS, REJECTS, OVERLAPS)
 ABOUT = (CARD, JOB)
@@ -73,7 +73,9 @@ class DatasetInfo:
     longest: int
     """Tokens of the longest document."""
     seconds: float
-    """Of speech."""
+    """Of the speech whose units are in the documents."""
+    untimed_units: int
+    """Units that are not in `seconds`: chats gave them without saying how long they last."""
     files: dict[str, tuple[int, str]]
     """name -> (bytes, sha256)"""
     provenance: tuple[Source, ...]

@@ -8,7 +8,7 @@ In a draft a `str` still has to be tokenised; an array holds finished ids of one
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,11 +36,32 @@ class Run:
 
 
 @dataclass(frozen=True, slots=True)
+class Speech:
+    """How long the speech is whose units a document holds: what hours and units a second are counted from."""
+
+    microseconds: int = 0
+    """Whole numbers have one sum, in whatever parts they are added."""
+    untimed_units: int = 0
+    """Units that came without durations, as chats may give them: nobody knows how long they last."""
+
+    @classmethod
+    def lasting(cls, seconds: float) -> Speech:
+        return cls(round(1e6 * seconds))
+
+    def __add__(self, other: Speech) -> Speech:
+        return Speech(self.microseconds + other.microseconds, self.untimed_units + other.untimed_units)
+
+
+NO_SPEECH = Speech()
+
+
+@dataclass(frozen=True, slots=True)
 class DocumentRuns:
     """One document: its id ("task/row") and its runs in order."""
 
     id: str
     runs: tuple[Run, ...]
+    speech: Speech = field(default=NO_SPEECH, compare=False)
 
     @property
     def length(self) -> int:
@@ -49,7 +70,7 @@ class DocumentRuns:
 
     def merged(self) -> DocumentRuns:
         """The same tokens in maximal runs, none empty."""
-        return DocumentRuns(self.id, merge_runs(self.runs))
+        return DocumentRuns(self.id, merge_runs(self.runs), self.speech)
 
     def ids(self) -> Ids:
         return np.concatenate([run.ids for run in self.runs]) if self.runs else np.zeros(0, np.int32)
@@ -98,6 +119,7 @@ class Draft:
     rows: tuple[str, ...]
     """Ids of the manifest rows it is made of."""
     pieces: tuple[Piece, ...]
+    speech: Speech = NO_SPEECH
 
 
 def audio_ids(units: NDArray[np.integer] | Sequence[int], tokens: TokenMap) -> Ids:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
-from megatron_most.data.document import Draft, Ids, Piece, audio_ids
+from megatron_most.data.document import NO_SPEECH, Draft, Ids, Piece, Speech, audio_ids
 from megatron_most.data.rejects import RowError
 from megatron_most.data.rows import Utterance, Word
 from megatron_most.data.templates import draw
@@ -102,6 +102,7 @@ def interleave_words(row: SpeechRow, tokens: TokenMap, options: TaskOptions) -> 
     spans = cut_spans(len(words), options.text_words, options.audio_words, options, utterance.id)
     cuts = unit_cuts(words, spans, units)
     parts: list[str | Ids] = []
+    speech = NO_SPEECH
     for span, first, last in zip(spans, cuts[:-1], cuts[1:], strict=True):
         if not span.is_audio:
             parts.append(" ".join(written[span.first : span.last]))
@@ -109,7 +110,8 @@ def interleave_words(row: SpeechRow, tokens: TokenMap, options: TaskOptions) -> 
             raise RowError("no units", f"between words {span.first + 1} and {span.last}")
         else:
             parts.append(audio_ids(units.units[first:last], tokens))
-    return _draft((utterance.id,), parts, tokens, options)
+            speech += Speech.lasting(float(units.durations[first:last].sum(dtype=np.int64)) * units.frame_s)
+    return _draft((utterance.id,), parts, speech, tokens, options)
 
 
 def checked_words(utterance: Utterance, units: UnitSequence) -> tuple[Word, ...]:
@@ -176,16 +178,20 @@ def interleave_segments(chain: Sequence[SpeechRow], tokens: TokenMap, options: T
     id = chain[0][0].id
     spans = cut_spans(len(chain), options.text_segments, options.audio_segments, options, id)
     parts: list[str | Ids] = []
+    speech = NO_SPEECH
     for span in spans:
         rows = chain[span.first : span.last]
         if span.is_audio:
             parts.append(audio_ids(np.concatenate([units.units for _, units in rows]), tokens))
+            speech = sum((Speech.lasting(utterance.duration) for utterance, _ in rows), speech)
         else:
             parts.append(" ".join((utterance.text or "").strip() for utterance, _ in rows))
-    return _draft(tuple(utterance.id for utterance, _ in chain), parts, tokens, options)
+    return _draft(tuple(utterance.id for utterance, _ in chain), parts, speech, tokens, options)
 
 
-def _draft(rows: tuple[str, ...], parts: Sequence[str | Ids], tokens: TokenMap, options: TaskOptions) -> Draft:
+def _draft(
+    rows: tuple[str, ...], parts: Sequence[str | Ids], speech: Speech, tokens: TokenMap, options: TaskOptions
+) -> Draft:
     """BOS, the spans, EOS; everything is trained on."""
     if len(parts) < 2 and options.leftovers == "reject":
         raise RowError("one modality only", "too short for two spans")
@@ -196,4 +202,4 @@ def _draft(rows: tuple[str, ...], parts: Sequence[str | Ids], tokens: TokenMap, 
         else:
             pieces.append(Piece(part, AUDIO, True))
     pieces.append(Piece(np.array([tokens.eos_id], np.int32), TEXT, True))
-    return Draft(f"interleaved/{rows[0]}", rows, tuple(pieces))
+    return Draft(f"interleaved/{rows[0]}", rows, tuple(pieces), speech)

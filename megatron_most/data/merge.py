@@ -172,6 +172,7 @@ def _finish(part: Path, shards: Sequence[DatasetShard], hashes: dict[str, str]) 
         trained_tokens=sum(info.trained_tokens for info in infos),
         longest=max(info.longest for info in infos),
         seconds=sum(round(1e6 * info.seconds) for info in infos) / 1e6,  # whole numbers, as `build` adds them
+        untimed_units=sum(info.untimed_units for info in infos),
         files={name: ((part / name).stat().st_size, hashes[name]) for name in DATA},
         rejects=_added(info.rejects for info in infos),
         overlaps={name: sum(info.overlaps[name] for info in infos) for name in infos[0].overlaps},

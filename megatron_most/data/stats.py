@@ -65,7 +65,7 @@ class DatasetStats:
 
     @property
     def hours(self) -> float:
-        """Of the speech that documents were made from, as `dataset.json` says; 0 where it does not know."""
+        """Of the speech whose units are in the documents, as `dataset.json` says; but for `info.untimed_units`."""
         return self.info.seconds / 3600
 
     @property
@@ -74,8 +74,8 @@ class DatasetStats:
 
     @property
     def units_per_second(self) -> float | None:
-        """Per second of the rows' audio. Interleaving shows a part of it as text, so there it is lower."""
-        return self.units / self.info.seconds if self.info.seconds else None
+        """Of the units that are known to last so many seconds."""
+        return (self.units - self.info.untimed_units) / self.info.seconds if self.info.seconds else None
 
     @property
     def text_per_audio(self) -> float | None:
@@ -172,6 +172,7 @@ def facts(stats: DatasetStats) -> dict[str, list[tuple[str, str]]]:
         ],
         "speech": [
             ("hours", f"{stats.hours:,.2f}" if stats.info.seconds else "-"),
+            ("units of unknown length", f"{stats.info.untimed_units:,}"),
             ("units", f"{stats.units:,}" if has_units else "-"),
             ("units per second", f"{rate:.2f}" if has_units and rate is not None else "-"),
             ("text tokens per audio token", "-" if ratio is None else f"{ratio:.3f}"),

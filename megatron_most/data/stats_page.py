@@ -57,7 +57,7 @@ def _tiles(stats: Sequence[DatasetStats]) -> list[tuple[str, str]]:
     seconds = sum(one.info.seconds for one in stats)
     units, tokens = sum(one.units for one in stats), sum(one.tokens for one in stats)
     spoken = [one for one in stats if one.info.seconds]
-    rate = sum(one.units for one in spoken) / seconds if seconds else None
+    rate = sum(one.units - one.info.untimed_units for one in spoken) / seconds if seconds else None
     return [
         (short(tokens), "tokens"),
         (short(sum(one.documents for one in stats)), "documents"),

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 
-from megatron_most.data.document import DocumentRuns, Draft, Ids, Piece, Run, audio_ids, merge_runs
+from megatron_most.data.document import NO_SPEECH, DocumentRuns, Draft, Ids, Piece, Run, Speech, audio_ids, merge_runs
 from megatron_most.data.interleave import SpeechRow, TaskOptions, chains, interleave_segments, interleave_words
 from megatron_most.data.rejects import RowError
 from megatron_most.data.rows import ChatRow, Row, SpeechPart, TextRow, Turn, Utterance
@@ -140,7 +140,8 @@ def _asr_or_tts(task: str, row: SpeechRow, context: TaskContext) -> Draft:
     given: Content = (ask, audio) if task == "asr" else (ask, text)
     answer: Content = (text,) if task == "asr" else (audio,)
     begin = fill(context.templates.begin, (), context.token_map, False)
-    return Draft(id, (utterance.id,), tuple(_exchange(begin, given, answer, context)))
+    pieces = tuple(_exchange(begin, given, answer, context))
+    return Draft(id, (utterance.id,), pieces, Speech.lasting(utterance.duration))
 
 
 def _exchange(before: Sequence[str | Piece], given: Content, answer: Content, context: TaskContext) -> list[Piece]:
@@ -157,7 +158,7 @@ def _chat(task: str, row: ChatRow, context: TaskContext) -> Draft:
     if turns and turns[0].role == "system":
         if templates.system is None:
             raise RowError("no place for a system turn", f"templates {templates.name}")
-        before += fill(templates.system, _content(turns[0], context), tokens, False)
+        before += fill(templates.system, _content(turns[0], context)[0], tokens, False)  # which has no speech
         turns = turns[1:]
     for number, turn in enumerate(turns):
         if turn.role != ("user", "assistant")[number % 2]:
@@ -165,17 +166,21 @@ def _chat(task: str, row: ChatRow, context: TaskContext) -> Draft:
     if not turns or turns[-1].role != "assistant":
         raise RowError("does not end with the assistant")
     pieces: list[Piece] = []
+    speech = NO_SPEECH
     for user, assistant in zip(turns[::2], turns[1::2], strict=True):
-        pieces += _exchange(before, _content(user, context), _content(assistant, context), context)
+        (given, heard), (answer, said) = _content(user, context), _content(assistant, context)
+        pieces += _exchange(before, given, answer, context)
+        speech += heard + said
         before = []
     has_speech = any(not isinstance(part, str) for turn in row.turns for part in turn.parts)
     if has_speech != (task == "speech-instruct"):
         raise RowError("speech in a text task" if has_speech else "no speech")
-    return Draft(f"{task}/{row.id}", (row.id,), tuple(pieces))
+    return Draft(f"{task}/{row.id}", (row.id,), tuple(pieces), speech)
 
 
-def _content(turn: Turn, context: TaskContext) -> Content:
+def _content(turn: Turn, context: TaskContext) -> tuple[Content, Speech]:
     content: list[str | Ids] = []
+    speech = NO_SPEECH
     for part in turn.parts:
         if isinstance(part, str):
             content.append(part)
@@ -185,13 +190,15 @@ def _content(turn: Turn, context: TaskContext) -> Content:
             if found is None:
                 raise RowError("no units", f"of utterance {part.utterance!r}")
             content.append(audio_ids(found.units, context.token_map))
+            speech += Speech.lasting(int(found.durations.sum(dtype=np.int64)) * found.frame_s)
         else:
             content.append(audio_ids(part, context.token_map))
+            speech += Speech(untimed_units=len(part))
         if turn.role == "system" and not isinstance(part, str):
             raise RowError("speech in a system turn")
     if all(isinstance(part, str) and not part.strip() for part in content):
         raise RowError("missing text", f"in a turn of the {turn.role}")
-    return content
+    return content, speech
 
 
 def _text_lm(rows: Sequence[TextRow], context: TaskContext) -> Made:
@@ -218,7 +225,8 @@ def _audio_lm(rows: Sequence[SpeechRow], context: TaskContext) -> Made:
         except RowError as error:
             rejections += _rejected((utterance.id,), error)
         else:
-            documents.append(DocumentRuns(f"audio-lm/{utterance.id}", (first, run, last)))
+            runs, speech = (first, run, last), Speech.lasting(utterance.duration)
+            documents.append(DocumentRuns(f"audio-lm/{utterance.id}", runs, speech))
     return documents, rejections
 
 
@@ -237,7 +245,7 @@ def _finish(drafts: Sequence[Draft], rejections: list[Rejection], context: TaskC
                 break
             runs.append(Run(found, piece.tag, piece.is_trained))
         else:
-            documents.append(DocumentRuns(draft.id, merge_runs(runs)))
+            documents.append(DocumentRuns(draft.id, merge_runs(runs), draft.speech))
     return documents, rejections
 
 

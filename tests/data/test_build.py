@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import soundfile
 
+from megatron_most.data import stats
 from megatron_most.data.build import BuildInputs, BuildOptions, build
 from megatron_most.data.dataset import open_dataset
 from megatron_most.data.extract import ExtractOptions, extract_units
@@ -378,3 +379,46 @@ def test_options_out_of_range_are_refused_by_name(
     with pytest.raises(DataError, match=wrong):
         build(corpus.inputs(), BuildOptions(task="asr", **options), tmp_path / "d")
     assert not list(tmp_path.glob("d*"))
+
+
+def test_hours_are_those_of_the_units_in_the_documents(corpus: Corpus, tmp_path: Path) -> None:
+    """Not of rows that were left out, nor of what interleaving turned into text; merged as built."""
+    inputs = two_corpora(corpus, tmp_path / "speech")  # some rows have no text, others no units
+    rows = {row.id: row for manifest in inputs.manifests for row in manifest.rows()}
+    for task in ("asr", "tts", "audio-lm"):
+        info, _ = open_dataset(build(inputs, BuildOptions(task=task, max_reject_rate=1), tmp_path / task))
+        ids = (tmp_path / task / "ids.txt").read_text().split()
+        wanted = sum(rows[id.split("/", 1)[1]].duration for id in ids)
+        assert 0 < len(ids) < len(rows) and info.seconds == pytest.approx(wanted, abs=1e-5), task
+        assert info.untimed_units == 0
+    options = BuildOptions(task="interleaved", task_options=TaskOptions(by="segments"), max_reject_rate=1)
+    info, documents = open_dataset(build(inputs, options, tmp_path / "mixed"))
+    first, last = inputs.tokens.unit_ids[0], inputs.tokens.unit_ids[-1]
+    counted = sum(
+        ((ids := documents.document(i).ids) >= first).sum() - (ids > last).sum() for i in range(len(documents))
+    )
+    every = [units.find(n) for units in inputs.units for n in range(len(rows))]
+    rate = sum(len(one.units) for one in every if one) / sum(one.durations.sum() * one.frame_s for one in every if one)
+    assert counted / info.seconds == pytest.approx(rate, rel=0.15)  # it was half of this, as half became text
+
+
+def test_speech_in_chats_counts_by_its_units_and_what_no_one_timed_is_told(corpus: Corpus, tmp_path: Path) -> None:
+    about: dict[str, Any] = dict(corpus="c", split="train", licence="CC0-1.0", source="made", normalisation="none")
+    with ManifestWriter(tmp_path / "chat", kind="chat", **about) as out:
+        for number, part in enumerate([SpeechPart("r0-c1"), SpeechPart("gone"), SpeechPart("r0-c2"), (1, 2, 3)]):
+            turns = (Turn(role="user", parts=(part,)), Turn(role="assistant", parts=("yes",)))
+            out.add_chat(ChatRow(id=f"c-{number}", turns=turns))
+    inputs = corpus.inputs(open_manifest(tmp_path / "chat"))
+    options = BuildOptions(task="speech-instruct", max_reject_rate=0.5)
+    info, _ = open_dataset(build(inputs, options, tmp_path / "d"))
+    spoken_units = [corpus.units.by_id(id) for id in ("r0-c1", "r0-c2")]
+    assert info.seconds == pytest.approx(sum(one.durations.sum() * one.frame_s for one in spoken_units), abs=1e-5)
+    assert info.untimed_units == 3
+    [found] = stats.count([tmp_path / "d"])
+    assert found.units_per_second == pytest.approx(sum(len(one.units) for one in spoken_units) / info.seconds)
+    assert ("units of unknown length", "3") in stats.facts(found)["speech"]
+    assert "units of unknown length, in no hours | 3" in (tmp_path / "d" / "README.md").read_text()
+    for number in range(2):
+        build(inputs, options, tmp_path / "s", (number, 2))
+    merge(sorted((tmp_path / "s").iterdir()), tmp_path / "m")
+    assert all_but_the_job(tmp_path / "m") == all_but_the_job(tmp_path / "d")

@@ -40,6 +40,7 @@ INFO = DatasetInfo(
     trained_tokens=1_600_000,
     longest=1234,
     seconds=362_160.0,
+    untimed_units=0,
     files={"tokens.bin": (32_000_000, "f3" * 32), "tokens.idx": (1_000, "a4" * 32)},
     provenance=(SOURCE, replace(SOURCE, split="train-clean-360", rows=104014)),
     rejects={"missing text": 9, "no units": 30},

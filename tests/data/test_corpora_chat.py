@@ -18,6 +18,7 @@ from megatron_most.data.unit_set import open_units
 from megatron_most.vocab import AUDIO
 from tests.data_files import make_codec, make_corpus, make_tokenizer
 
+OWN = {"licence": "CC0-1.0", "source": "made"}
 HEARD, WRITTEN = {"speech": "r0-c0"}, {"units": [3, 4, 4]}
 
 
@@ -32,7 +33,7 @@ def said(content: Any, answer: Any = "yes") -> list[dict[str, Any]]:
 
 
 def read(folder: Path, *files: Path, **options: Any) -> tuple[list[ChatRow], list[tuple[str, str, str]]]:
-    write_manifest(Chat(files=files, out=folder / "out", name="own", max_reject_rate=1.0, **options))
+    write_manifest(Chat(files=files, out=folder / "out", name="own", **OWN, max_reject_rate=1.0, **options))
     rows = [row for row in open_manifest(folder / "out").rows() if isinstance(row, ChatRow)]
     lines = (folder / "out" / "rejects.jsonl").read_text(encoding="utf-8").splitlines()
     return rows, [(entry["id"], entry["reason"], entry["detail"]) for entry in map(json.loads, lines)]

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from megatron_most.data.commands import run_prepare_data
 from megatron_most.data.corpora import CORPORA, Chat, Release, Text, write_manifest
 from megatron_most.data.corpora.common import Corpus, UnreadableFile
 from megatron_most.data.corpora.json_list import read_json_list
@@ -296,7 +297,7 @@ def test_every_corpus_is_a_subcommand_with_its_options_explained(name: str, caps
 
     corpus = tyro.extras.subcommand_cli_from_dict(CORPORA, args=[name, "--out", "o", *COMMANDS[name]])
     assert isinstance(corpus, CORPORA[name]) and isinstance(corpus, Corpus)
-    assert corpus.out == Path("o") and corpus.licence and corpus.source and corpus.corpus
+    assert corpus.out == Path("o") and all(corpus.terms) and corpus.corpus
     with pytest.raises(SystemExit):
         tyro.extras.subcommand_cli_from_dict(CORPORA, args=[name, "--help"])
     help = capsys.readouterr().out
@@ -304,3 +305,20 @@ def test_every_corpus_is_a_subcommand_with_its_options_explained(name: str, caps
         assert option in help
     assert "Share of items that may be rejected" in help
     assert name != "commonvoice" or "Language code as the release spells it" in " ".join(help.split())
+
+
+@pytest.mark.parametrize(("kind", "known"), [("text", "refinedweb"), ("chat", "smoltalk")])
+def test_another_corpus_does_not_get_the_licence_of_the_known_one(tmp_path: Path, kind: str, known: str) -> None:
+    row = {"text": "a text", "messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n")
+    words = ["manifest", kind, "--files", str(tmp_path / "a.jsonl")]
+    licence, source = ["--licence", "CC0-1.0"], ["--source", "my own"]
+    for given, missing in (([], "--licence and --source"), (licence, "--source"), (source, "--licence")):
+        with pytest.raises(DataError, match=f"^--name mine: {missing} not given.* of {known}; give mine's own"):
+            run_prepare_data([*words, "--name", "mine", *given, "--out", str(tmp_path / "m")])
+    assert [path.name for path in tmp_path.iterdir()] == ["a.jsonl"]
+    run_prepare_data([*words, "--name", "mine", *licence, *source, "--out", str(tmp_path / "m")])
+    run_prepare_data([*words, "--out", str(tmp_path / "k")])
+    mine, theirs = (open_manifest(tmp_path / name).header for name in "mk")
+    assert (mine.corpus, mine.licence, mine.source) == ("mine", "CC0-1.0", "my own")
+    assert theirs.corpus == known and theirs.licence and known in theirs.source.lower()

@@ -138,11 +138,16 @@ def test_speech_and_text_spans_hold_each_word_once_and_each_unit_at_most_once(ro
     cuts = unit_cuts(checked_words(*row), spans, row[1])
     assert cuts[0] == 0 and cuts[-1] == len(row[1]) and cuts == sorted(cuts)
     try:
-        found = heard(interleave_words(row, TOKENS, options))
+        draft = interleave_words(row, TOKENS, options)
+        found = heard(draft)
     except RowError as error:
         assert error.reason == "no units"
         assume(False)
     assert len(found) == len(spans)
+    frames = sum(
+        row[1].durations[a:b].sum() for span, a, b in zip(spans, cuts, cuts[1:], strict=False) if span.is_audio
+    )
+    assert draft.speech.microseconds == pytest.approx(1e6 * FRAME_S * frames, abs=len(spans))  # of the kept units alone
     middles = (np.cumsum(row[1].durations) - row[1].durations / 2) * FRAME_S
     for span, part, first, last in zip(spans, found, cuts[:-1], cuts[1:], strict=True):
         if not span.is_audio:
@@ -332,3 +337,15 @@ def test_every_row_of_a_chain_that_is_left_out_is_named() -> None:
 def test_wrong_options_are_refused_by_name(field: str, value: Any) -> None:
     with pytest.raises(ConfigError, match=field):
         TaskOptions(**{field: value})
+
+
+def test_a_draft_of_segments_lasts_as_long_as_those_heard_in_it() -> None:
+    chain = [segment("a", 0.0, 2.0), segment("bb", 2.0, 1.7), segment("ccc", 4.0, 1.5)]
+    lasting = set()
+    for seed in range(8):
+        draft = interleave_segments(chain, TOKENS, TaskOptions(seed=seed))
+        parts = [part for part in heard(draft) if isinstance(part, list)]
+        in_it = [row for row, units in chain if units.units.tolist() in parts]
+        assert draft.speech.microseconds == sum(round(1e6 * row.duration) for row in in_it)
+        lasting.add(draft.speech.microseconds)
+    assert lasting == {1_700_000, 3_500_000}  # the one in the middle, or the other two

@@ -129,7 +129,7 @@ def test_percentiles_are_lengths_that_documents_have() -> None:
 def load_free_info() -> DatasetInfo:
     return DatasetInfo(
         task="asr", tokens=TOKENS, codec=CODEC, tokenizer=None, templates=("chat", ""), documents=0, sequences=0,
-        tokens_by_tag={}, trained_tokens=0, longest=0, seconds=0.0, files={}, provenance=(),
+        tokens_by_tag={}, trained_tokens=0, longest=0, seconds=0.0, untimed_units=0, files={}, provenance=(),
     )  # fmt: skip
 
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from megatron_most.data.corpora.common import Corpus, Item, Reject
+from megatron_most.data.corpora.common import Corpus, Item, Reject, terms_of
 from megatron_most.data.corpora.records import read_records
 from megatron_most.data.manifest import Kind
 from megatron_most.data.normalise import Normaliser, find_normaliser, written_text
@@ -25,7 +25,7 @@ _FORMS = 'a part is text, {"text": text}, {"speech": id of an utterance} or {"un
 
 @dataclass(frozen=True, kw_only=True)
 class Chat(Corpus):
-    """Dialogues, written or with speech in them; the defaults are SmolTalk's."""
+    """Dialogues, written or with speech in them; licence and source are SmolTalk's, another --name gives its own."""
 
     kind: ClassVar[Kind] = "chat"
 
@@ -37,8 +37,10 @@ class Chat(Corpus):
     """The column of the dialogue."""
     num_units: int = 500
     """How many units there are; a dialogue with others is rejected."""
-    licence: str = "Apache-2.0"
-    source: str = "SmolTalk (HuggingFaceTB/smoltalk)"
+    licence: str = ""
+    """Licence of the data, for the header and the data card; SmolTalk's if it has that --name."""
+    source: str = ""
+    """Where the data comes from, likewise."""
     normalisation: str = "none"
     """What is done to the text: none or unicode; the others lose line breaks."""
     language: str | None = "en"
@@ -46,6 +48,12 @@ class Chat(Corpus):
     @property
     def corpus(self) -> str:
         return self.name
+
+    @property
+    def terms(self) -> tuple[str, str]:
+        return terms_of(
+            self.name, "smoltalk", ("Apache-2.0", "SmolTalk (HuggingFaceTB/smoltalk)"), (self.licence, self.source)
+        )
 
     def rows(self) -> Iterator[Item]:
         normalise = find_normaliser(self.normalisation)

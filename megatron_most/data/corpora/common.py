@@ -35,6 +35,7 @@ class Reject:
         return cls(id, error.reason, error.detail)
 
 
+_TERMS = ("--licence", "--source")
 Item = dict[str, Any] | TextRow | ChatRow | Reject
 
 
@@ -80,6 +81,11 @@ class Corpus:
         return self.split
 
     @property
+    def terms(self) -> tuple[str, str]:
+        """Licence and source."""
+        return self.licence, self.source
+
+    @property
     def audio_folder(self) -> Path | None:
         """The folder that audio paths count from."""
         return None
@@ -88,16 +94,28 @@ class Corpus:
         raise NotImplementedError
 
 
+def terms_of(name: str, known: str, terms: tuple[str, str], given: tuple[str, str]) -> tuple[str, str]:
+    """Licence and source of a corpus whose reader knows those of one name only; others have to give their own."""
+    if name != known and (missing := [flag for flag, value in zip(_TERMS, given, strict=True) if not value]):
+        raise DataError(
+            f"--name {name}: {' and '.join(missing)} not given, and the defaults are those of {known}; "
+            f"give {name}'s own, for the data card says them"
+        )
+    licence, source = (value or default for value, default in zip(given, terms, strict=True))
+    return licence, source
+
+
 def write_manifest(corpus: Corpus) -> ManifestHeader:
     """Read the whole corpus into the manifest `corpus.out`. Raises, and leaves none, past the rate of rejects."""
     audio = corpus.audio_folder
+    licence, source = corpus.terms
     with ManifestWriter(
         corpus.out,
         kind=corpus.kind,
         corpus=corpus.corpus,
         split=corpus.split_name,
-        licence=corpus.licence,
-        source=corpus.source,
+        licence=licence,
+        source=source,
         normalisation=corpus.normalisation,
         language=corpus.language,
         audio_root="" if audio is None else _as_given(audio, corpus.out),

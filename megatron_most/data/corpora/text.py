@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar
 
-from megatron_most.data.corpora.common import Corpus, Item, Reject
+from megatron_most.data.corpora.common import Corpus, Item, Reject, terms_of
 from megatron_most.data.corpora.records import read_records
 from megatron_most.data.manifest import Kind
 from megatron_most.data.normalise import find_normaliser, written_text
@@ -20,7 +20,7 @@ from megatron_most.data.rows import TextRow
 
 @dataclass(frozen=True, kw_only=True)
 class Text(Corpus):
-    """Documents of text; the licence's default is RefinedWeb's."""
+    """Documents of text; licence and source are RefinedWeb's, another --name gives its own."""
 
     kind: ClassVar[Kind] = "text"
 
@@ -30,8 +30,10 @@ class Text(Corpus):
     """Parquet or JSON-lines files (plain, .gz or .zst), or folders of them."""
     column: str | None = None
     """The column of the text; content or text, whichever is there, if None."""
-    licence: str = "ODC-By 1.0"
-    source: str = "RefinedWeb (tiiuae/falcon-refinedweb)"
+    licence: str = ""
+    """Licence of the data, for the header and the data card; RefinedWeb's if it has that --name."""
+    source: str = ""
+    """Where the data comes from, likewise."""
     normalisation: str = "none"
     """What is done to the text: none or unicode; the others lose line breaks."""
     language: str | None = "en"
@@ -39,6 +41,15 @@ class Text(Corpus):
     @property
     def corpus(self) -> str:
         return self.name
+
+    @property
+    def terms(self) -> tuple[str, str]:
+        return terms_of(
+            self.name,
+            "refinedweb",
+            ("ODC-By 1.0", "RefinedWeb (tiiuae/falcon-refinedweb)"),
+            (self.licence, self.source),
+        )
 
     def rows(self) -> Iterator[Item]:
         normalise = find_normaliser(self.normalisation)
