@@ -23,6 +23,7 @@ _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u
 _QUOTES = re.compile('"+')
 _BRACKETED = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|\([^()]*\)")
 _DEEPEST = 4  # brackets within brackets; without a bound a long row of them would take its length squared
+_SPOKEN = re.compile("[^\\W_]|[\ud800-\udfff]")  # half a character too: rows.py tells it as what it is
 _SILENCES = {"SIL", "SPN", "NSN"}  # words of Kaldi's lexicons for silence and noise
 _SPECIALS = re.compile(r"(?:<[|｜][^<>|｜]{1,64}[|｜]>|\[Hu[0-9]+\]|</?s>|<unk>|<pad>|\s)+")
 
@@ -129,7 +130,7 @@ def _has_words(text: str) -> bool:
     for _ in range(_DEEPEST):
         if (text := _BRACKETED.sub(" ", before := text)) == before:
             break
-    return any(word not in _SILENCES and any(map(str.isalnum, word)) for word in text.split())
+    return any(word not in _SILENCES and _SPOKEN.search(word) for word in text.split())
 
 
 def written_text(text: object, normalise: Normaliser) -> str:

@@ -60,7 +60,7 @@ def test_no_text_is_missing(text: str | None) -> None:
     "text",
     [
         "<unk>", "[noise]", "[Hu7][Hu8]", "<｜end▁of▁sentence｜>", "{breath} [laughter].", "<s> </s>",
-        "(laughter)", "***", "...", "♪♪", "?!", "SIL", "SPN NSN", "<eps>", "[[x]]", "((a) b) SIL", '"[noise]"',
+        "(laughter)", "***", "___", "...", "♪♪", "?!", "SIL", "SPN NSN", "<eps>", "[[x]]", "((a) b) SIL", '"[noise]"',
     ],
 )  # fmt: skip
 def test_a_transcript_of_tags_only_is_refused(text: str) -> None:
