@@ -1,8 +1,8 @@
 """Named text normalisations: the name a user chooses is kept in the manifest's header and says what was done to it.
 
 `find_normaliser(name)` gives the function; `transcript` applies it to one transcript and refuses what is no speech: an
-empty text, or one of tags only ("<unk>", "[noise]"). Written text is held to less: "[1, 2]" may be an answer, so only
-special strings of tokenizers count as tags there (`written_text`).
+empty text, or one of tags only: "<unk>", "(laughter)", "...", "SIL". Written text is held to less: "[1, 2]" may be an
+answer, so only special strings of tokenizers count as tags there (`written_text`).
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ Normaliser = Callable[[str], str]
 # India and Persian are misspelt without them.
 _INVISIBLE = re.compile("[\x00-\x08\x0e-\x1b\x7f-\x84\x86-\x9f\xad\u200b\u200e\u200f\u202a-\u202e\u2060-\u2069\ufeff]")
 _QUOTES = re.compile('"+')
-_TAGS = re.compile(r"(?:<[^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|[\s.,!?-])+")
+_BRACKETED = re.compile(r"<[^<>]*>|\[[^\[\]]*\]|\{[^{}]*\}|\([^()]*\)")
+_DEEPEST = 4  # brackets within brackets; without a bound a long row of them would take its length squared
+_SPOKEN = re.compile("[^\\W_]|[\ud800-\udfff]")  # half a character too: rows.py tells it as what it is
+_SILENCES = {"SIL", "SPN", "NSN"}  # words of Kaldi's lexicons for silence and noise
 _SPECIALS = re.compile(r"(?:<[|｜][^<>|｜]{1,64}[|｜]>|\[Hu[0-9]+\]|</?s>|<unk>|<pad>|\s)+")
 
 
@@ -116,10 +119,18 @@ def find_normaliser(name: str) -> Normaliser:
 
 def transcript(text: object, normalise: Normaliser) -> str:
     """What is spoken, normalised. RowError "missing text" or "tags only"."""
-    text = _present(text, normalise)
-    if text[0] in "<[{" and _TAGS.fullmatch(text):
-        raise RowError("tags only", text[:80])
-    return text
+    found = _present(text, normalise)
+    if not (_has_words(str(text)) and _has_words(found)):  # before too: normalised, SIL may be a word like others
+        raise RowError("tags only", found[:80])
+    return found
+
+
+def _has_words(text: str) -> bool:
+    """Whether a letter or digit is outside brackets, in a word that is not a silence."""
+    for _ in range(_DEEPEST):
+        if (text := _BRACKETED.sub(" ", before := text)) == before:
+            break
+    return any(word not in _SILENCES and _SPOKEN.search(word) for word in text.split())
 
 
 def written_text(text: object, normalise: Normaliser) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -55,14 +57,21 @@ def test_no_text_is_missing(text: str | None) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["<unk>", "[noise]", "[Hu7][Hu8]", "<｜end▁of▁sentence｜>", "{breath} [laughter].", "<s> </s>"]
-)
+    "text",
+    [
+        "<unk>", "[noise]", "[Hu7][Hu8]", "<｜end▁of▁sentence｜>", "{breath} [laughter].", "<s> </s>",
+        "(laughter)", "***", "___", "...", "♪♪", "?!", "SIL", "SPN NSN", "<eps>", "[[x]]", "((a) b) SIL", '"[noise]"',
+    ],
+)  # fmt: skip
 def test_a_transcript_of_tags_only_is_refused(text: str) -> None:
-    with pytest.raises(RowError, match="tags only"):
-        transcript(text, find_normaliser("whitespace"))
+    for name in ("whitespace", "lower"):
+        with pytest.raises(RowError, match="tags only"):
+            transcript(text, find_normaliser(name))
 
 
-@pytest.mark.parametrize("text", ["[noise] yes", "<i>yes</i>", "a [b]", "?!"])
+@pytest.mark.parametrize(
+    "text", ["[noise] yes", "<i>yes</i>", "a [b]", "(so) 5", "SIL yes", "silk", "[x", "हिन्दी", "是", "♪ la ♪"]
+)
 def test_a_transcript_with_words_is_kept(text: str) -> None:
     assert transcript(text, find_normaliser("none")) == text
 
@@ -86,3 +95,9 @@ def test_quotes_are_balanced_and_settled_after_one_pass(text: str) -> None:
     assert once.count('"') % 2 == 0
     assert [c for c in once if c in "ab"] == [c for c in text if c in "ab"]
     assert find_normaliser("commonvoice")(once) == once
+
+
+def test_a_long_row_of_brackets_takes_no_time() -> None:
+    begun = time.process_time()
+    assert transcript("(a" * 50_000 + ")" * 50_000, find_normaliser("none"))  # deeper than anyone writes: kept
+    assert time.process_time() - begun < 2
