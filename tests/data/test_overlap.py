@@ -242,7 +242,7 @@ def damaged_manifest(folder: Path) -> Path:
     with manifest(folder / "m", "text") as out:
         out.add_text("a", POEM)
     rows = folder / "m" / "rows.jsonl.gz"
-    rows.write_bytes(gzip.compress(b'{"id": "a", "text": "changed"}\n'))
+    rows.write_bytes(gzip.compress(b'{"id": "a", "text": "changed"}\n', mtime=0))
     return folder / "m"
 
 
@@ -258,7 +258,7 @@ def damaged_manifest(folder: Path) -> Path:
         ("a.txt", b"fine", {"fields": ("b",)}, "no fields to choose"),
         ("a.txt", b"", {}, "holds no words"),
         ("a.txt", b"-- !! --\n", {}, "holds no words"),
-        ("a.txt.gz", gzip.compress(b"word " * 1000)[:-9], {}, r"a\.txt\.gz: cannot be read"),
+        ("a.txt.gz", gzip.compress(b"word " * 1000, mtime=0)[:-9], {}, r"a\.txt\.gz: cannot be read"),
         ("a.txt.gz", b"plain", {}, r"a\.txt\.gz: cannot be read"),
         ("a.parquet", b"PAR1", {}, "give a manifest folder"),
         ("a.txt", b"fine", {"n": 3}, "n = 3 words; give 4 to 64"),
