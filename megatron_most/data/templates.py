@@ -9,6 +9,7 @@ Surprising: blanks right before an audio output are dropped ("Assistant:" then t
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import re
@@ -70,6 +71,7 @@ def draw(choices: int, *key: str | int) -> int:
     return int.from_bytes(digest, "big") % choices
 
 
+@functools.cache
 def template_names() -> tuple[str, ...]:
     """The templates that ship with the package."""
     return tuple(sorted(path.stem for path in PROMPTS.glob("*.toml")))

@@ -135,12 +135,12 @@ def test_the_text_is_normalised_or_as_printed(root: Path) -> None:
 )
 def test_a_quote_spoils_no_row_and_least_of_all_the_next(root: Path, printed: str, text: str) -> None:
     rows = [f"{SESSIONS[0]}|a|{printed}|normed|1|train|male|1|2|[]|True", *ROWS_EN]
-    rows.append(f'{SESSIONS[0]}|z|"|last|1|train|male|2|3|[]|True')
+    rows.append(f'{SESSIONS[0]}|z|"Last|last|1|train|male|2|3|[]|True')
     write_list(root, rows)
     write_manifest(voxpopuli(root, text="original"))
     found = utterances(root.parent / "out")
     assert [row.id[-1] for row in found] == ["a", "5", "0", "7", "z"] and not rejects(root.parent / "out")
-    assert (found[0].text, found[-1].text) == (text, '"')
+    assert (found[0].text, found[-1].text) == (text, '"Last')
 
 
 def test_bad_rows_are_rejected_one_by_one(root: Path) -> None:

@@ -135,7 +135,7 @@ def test_a_record_of_an_earlier_version_says_to_make_it_again(copy: Callable[[st
     path = copy(kind) / FILES[kind][0]
     values = json.loads(path.read_text())
     values.pop("seal")
-    path.write_text(json.dumps({**values, "format": values["format"].replace("-2", "-1")}, indent=1) + "\n")
+    path.write_text(json.dumps({**values, "format": values["format"][:-1] + "1"}, indent=1) + "\n")
     with pytest.raises(DataError, match=r"format.*again"):
         RECORDS[kind](path.parent)
 
