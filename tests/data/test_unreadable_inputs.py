@@ -17,7 +17,7 @@ from megatron_most.data.corpora import Chat, LibriHeavy, Text, write_manifest
 from megatron_most.data.extract import ExtractOptions, extract_units
 from megatron_most.data.manifest import Manifest, open_manifest
 from megatron_most.data.overlap import load_evaluation_set
-from megatron_most.data.templates import load_templates
+from megatron_most.data.templates import load_templates, template_names
 from megatron_most.data.tokenizer import load_tokenizer, token_map_for
 from megatron_most.data.unit_set import open_units
 from megatron_most.errors import DataError
@@ -53,6 +53,7 @@ def made() -> Iterator[Made]:
 def own(made: Made) -> Iterator[Path]:
     """A copy of it all that a test may close; a child that is nobody can come here."""
     with open_folder() as folder:
+        template_names()  # kept: the package itself may lie where nobody else may look
         for name in ("units", "corpus", "codec", "tokenizer"):
             shutil.copytree(made.root / name, folder / name)
         (folder / "talk.jsonl").write_text(json.dumps({"messages": [{"role": "user", "content": "a"}]}) + "\n")
