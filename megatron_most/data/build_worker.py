@@ -17,6 +17,7 @@ from megatron_most.data.rejects import RowError
 from megatron_most.data.rows import Row, Utterance
 from megatron_most.data.tasks import TaskContext, make_documents
 from megatron_most.data.unit_set import UnitSet
+from megatron_most.errors import DataError
 from megatron_most.speech import UnitSequence
 from megatron_most.vocab import TAG_NAMES
 
@@ -91,7 +92,10 @@ class Worker:
                 continue
             numbers[row.id] = number
             rows.append((row, sequence) if sequence is not None and isinstance(row, Utterance) else row)
-        documents, rejections = make_documents(self._options.task, rows, self._context)
+        try:
+            documents, rejections = make_documents(self._options.task, rows, self._context)
+        except DataError as error:
+            raise DataError(f"{self._inputs.manifests[chunk.manifest].folder}: {error}") from error
         bad += [(numbers[one.id], (one.id, one.reason, one.detail)) for one in rejections]
         built = self._encode(documents, [entry for _, entry in sorted(bad)], overlaps)
         built.overlap_counts = dict(counts)

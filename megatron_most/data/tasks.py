@@ -97,6 +97,8 @@ def _draft_each(
             drafts.append(draft(row))
         except RowError as error:
             rejections += _rejected(ids_of(row), error)
+        except DataError as error:
+            raise DataError(f"{ids_of(row)[0]}: {error}") from error
     return drafts, rejections
 
 
@@ -224,6 +226,8 @@ def _audio_lm(rows: Sequence[SpeechRow], context: TaskContext) -> Made:
             run = Run(audio_ids(units.units, tokens), AUDIO, True)
         except RowError as error:
             rejections += _rejected((utterance.id,), error)
+        except DataError as error:
+            raise DataError(f"{utterance.id}: {error}") from error
         else:
             runs, speech = (first, run, last), Speech.lasting(utterance.duration)
             documents.append(DocumentRuns(f"audio-lm/{utterance.id}", runs, speech))

@@ -53,7 +53,7 @@ class Verified:
         found = f"{self.documents:,} documents, {self.sequences:,} sequences, {self.tokens:,} tokens{core}"
         if self.is_whole:
             return found
-        lines = [f"{self.num_problems:,} problems in {found}:", *self.problems]
+        lines = [f"{self.num_problems:,} problem{'s' * (self.num_problems > 1)} in {found}:", *self.problems]
         if self.num_problems > len(self.problems):
             lines.append(f"and {self.num_problems - len(self.problems):,} more")
         return "\n  ".join(lines)

@@ -1,4 +1,7 @@
-"""Read what libsndfile reads well: WAV, FLAC, Ogg (Vorbis, Opus), AIFF, AU, CAF, NIST; its seeks there are exact.
+"""Read what libsndfile reads well: WAV, FLAC, Ogg (Vorbis, Opus), AIFF, AU, CAF, NIST.
+
+Its seeks there are exact, but for Opus: the decoder starts anew at each, and samples differ by up to 1e-3 of full scale
+from those of one pass.
 
 The file comes in open and is handed on by descriptor: given a name, soundfile would judge by its extension.
 """

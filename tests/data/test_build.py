@@ -281,6 +281,17 @@ def test_chats_take_units_by_utterance_id_and_a_missing_one_is_reported(corpus: 
     assert (entry["id"], entry["reason"]) == ("c-1", "no units")
 
 
+def test_a_unit_that_the_token_map_has_no_place_for_is_told_with_its_manifest_and_row(
+    corpus: Corpus, tmp_path: Path
+) -> None:
+    about: dict[str, Any] = dict(corpus="c", split="train", licence="CC0-1.0", source="made", normalisation="none")
+    with ManifestWriter(tmp_path / "chat", kind="chat", **about) as out:
+        turns = (Turn(role="user", parts=((1, 90),)), Turn(role="assistant", parts=("yes",)))
+        out.add_chat(ChatRow(id="c-7", turns=turns))
+    with pytest.raises(DataError, match=f"^{tmp_path}/chat: c-7: unit 90: the token map has 16 units"):
+        build(corpus.inputs(open_manifest(tmp_path / "chat")), BuildOptions(task="speech-instruct"), tmp_path / "d")
+
+
 def test_overlap_with_an_evaluation_set_is_listed_or_refused(corpus: Corpus, tmp_path: Path) -> None:
     first = next(iter(corpus.speech.rows()))
     (tmp_path / "test.txt").write_text(f"{first.text}\n")

@@ -216,7 +216,9 @@ def test_a_wide_id_beyond_the_vocabulary_or_below_0_is_found(tmp_path: Path, bad
     tokens = deepseek_token_map()
     folder = write_dataset(tmp_path / "set", random_documents(3, tokens=tokens), tokens=tokens, codec=None)
     signed(put(BIN, 8, np.int32, bad))(folder)
-    (problem,) = find_problems(folder).problems
+    found = find_problems(folder)
+    (problem,) = found.problems
+    assert str(found).startswith("1 problem in ")
     assert f"tokens.bin: token 2 (document 0): id {bad} is outside the vocabulary of 102400" in problem
 
 

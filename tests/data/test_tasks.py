@@ -276,10 +276,10 @@ def _lower_case_chat() -> Templates:
 
 @pytest.mark.parametrize("task", ["asr", "tts", "audio-lm"])
 def test_units_of_another_codec_stop_the_run(task: str) -> None:
-    with pytest.raises(DataError, match="unit 500: the token map has 500 units") as caught:
+    with pytest.raises(DataError, match="^u1: unit 500: the token map has 500 units") as caught:
         make_documents(task, [(utterance(), units(3, 500))], context())
     assert not isinstance(caught.value, RowError)
-    with pytest.raises(DataError, match="unit 70000: the token map has 500 units"):
+    with pytest.raises(DataError, match="^c1: unit 70000: the token map has 500 units"):
         make_documents("speech-instruct", [chat(("user", (70000,)), ("assistant", "Hi"))], context())
 
 
