@@ -46,6 +46,8 @@ def _facts(run: Run) -> dict[str, str]:
     last, begun = run.last, run.attempts[-1].line if run.attempts else {}
     speed, mfu, losses = (_tail(run, name) for name in ("tokens_per_second", "mfu", "loss"))
     size = begun.get("parameters", {})
+    # What came after an attempt's last step is told as it ends.
+    saving = [one.last.get("times", {}).get("checkpoint", 0.0) for one in run.attempts if one.is_ended]
     facts = {
         "steps": f"{last['step'] + 1:,}" + (f" of {begun['steps']:,}" if "steps" in begun else ""),
         "tokens": short(int(np.nansum(run.values("tokens")))),
@@ -56,7 +58,7 @@ def _facts(run: Run) -> dict[str, str]:
         "MFU": None if mfu is None else percent(mfu),
         "effective time": percent(last["effective"]) if "effective" in last else None,
         "time from first to last": _time(last["at"] - run.attempts[0].line["at"]) if run.attempts else None,
-        "held up by saving": _time(float(np.nansum(run.values("times/checkpoint")))),
+        "held up by saving": _time(float(np.nansum(run.values("times/checkpoint"))) + sum(saving)),
         "attempts": f"{len(run.attempts)}" if run.attempts else None,
         "parameters": f"{short(size['total'])}, {short(size['active'])} active" if size else None,
         "layout": f"{begun['ranks']} x {begun['device']}, {begun['layout']}" if begun else None,

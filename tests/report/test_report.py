@@ -55,11 +55,13 @@ def write_run(folder: Path, lines: list[dict[str, Any]], recipe: str = 'name = "
     return folder
 
 
-def usual(folder: Path, last: int = 20, **more: Any) -> Path:
+def usual(folder: Path, last: int = 20, is_ended: bool = False, **more: Any) -> Path:
     """Begun twice; validated after step 10."""
     lines = [attempt(1, 0, 100.0), *(step(n, 110.0 + 2 * n) for n in range(10))]
     lines += [{"step": 10, "validation": "asr", "at": 131.0, "loss": 4.25}, attempt(2, 10, 200.0)]
     lines += [step(n, 190.0 + 2 * n, **more) for n in range(10, last)]
+    if is_ended:
+        lines.append({"ended": 2, "step": last, "at": 300.0, "times": {"checkpoint": 2.5}})
     return write_run(folder, lines)
 
 
@@ -107,6 +109,12 @@ def test_the_page_shows_the_numbers_the_plots_the_attempts_and_the_recipe(tmp_pa
     drawn = re.findall(r"<svg.*?</svg>", page, re.DOTALL)
     assert len(drawn) == len(titles)
     assert "#fe" not in "".join(re.findall(r"<[^>]*>", "".join(drawn)))  # every colour is the page's
+
+
+def test_what_came_after_the_last_step_counts(tmp_path: Path) -> None:
+    texts = Seen(page_of(tmp_path / "page.html", usual(tmp_path / "run", is_ended=True))).texts
+    assert texts[texts.index("held up by saving") + 1] == "4.5 s"
+    assert texts.count("killed") == 1 and texts.count("by itself") == 1 and "goes on, or was killed" not in texts
 
 
 def test_equal_runs_give_equal_pages(tmp_path: Path) -> None:
