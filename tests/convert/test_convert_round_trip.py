@@ -76,9 +76,9 @@ def models(draw: st.DrawFn) -> tuple[torch.nn.Module, dict[str, int], torch.dtyp
     else:
         expert = draw(st.sampled_from([1, 2]))
         layout |= {"expert": expert}
-        top_k = draw(st.integers(1, 3))
-        shape |= dict(num_experts_per_tok=top_k, moe_intermediate_size=2 * draw(st.integers(1, 9)))
         experts = expert * draw(st.integers(2, 4))
+        top_k = draw(st.integers(1, min(3, experts)))
+        shape |= dict(num_experts_per_tok=top_k, moe_intermediate_size=2 * draw(st.integers(1, 9)))
         if kind == "qwen3_moe":
             dense = draw(st.sampled_from([[], [0]]))
             model = qwen3_moe(**shape, num_experts=experts, mlp_only_layers=dense, norm_topk_prob=top_k > 1)
@@ -87,8 +87,6 @@ def models(draw: st.DrawFn) -> tuple[torch.nn.Module, dict[str, int], torch.dtyp
             shape |= dict(v_head_dim=draw(st.integers(1, 9)), kv_lora_rank=draw(st.integers(1, 17)))
             shape |= dict(q_lora_rank=draw(st.sampled_from([None, 5])), n_shared_experts=draw(st.integers(1, 3)))
             model = deepseek(**shape, n_routed_experts=experts, first_k_dense_replace=draw(st.integers(0, 1)))
-        if top_k > experts:
-            model.config.num_experts_per_tok = 1
     return model, layout, draw(st.sampled_from([torch.float32, torch.bfloat16]))
 
 
