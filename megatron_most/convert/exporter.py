@@ -3,7 +3,8 @@
 A model whose experts belong to modalities is MostForCausalLM there, or, by --text-only, a plain model that keeps the
 text experts alone and computes the same on text; as anything else it would be another model, so that needs
 --drop-routing. Group constants other than 1 have no place in a plain model: one for all layers becomes its scale,
-others are multiplied into the experts' down projections.
+others are multiplied into the experts' down projections, exactly in float32, with one more rounding (2^-9 of a weight)
+in bfloat16.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ from megatron_most.config import Plan
 from megatron_most.convert import card, hf_tokenizer
 from megatron_most.convert.families import Family, family_for, family_named, has_modalities
 from megatron_most.convert.families.fields import without_modalities
+from megatron_most.convert.families.most import ENCODER
 from megatron_most.convert.hf_folder import CONFIG, INDEX, SINGLE
 from megatron_most.convert.importer import ASIDE, JOB
 from megatron_most.convert.ours import Ours
@@ -86,6 +88,8 @@ def prepare_export(ours: Ours, options: ExportOptions) -> Export:
             "--drop-routing"
         )
     config = {**family.write(plan), **_book_keeping(family, plan)}  # where the family cannot say it, it ends here
+    if plan.config.model.wave_size:
+        config |= {name: value for name, value in ours.source.get("config", {}).items() if name in ENCODER}
     links = link(family.table, whole, experts=experts)
     ours.require_all_of(links, _left_out(whole, options, {found.name for found in links}))
     scale, folded = 1.0, dict[int, float]()

@@ -20,6 +20,7 @@ from megatron_most.errors import CheckpointError, DataError
 from megatron_most.runtime import confine
 
 CONFIG, INDEX, SINGLE = "config.json", "model.safetensors.index.json", "model.safetensors"
+ROWS_AT_ONCE = 8192
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 
 
@@ -76,6 +77,16 @@ class HfFolder:
                 wrong = f"{name} has shape {list(found)}, {CONFIG} makes it {list(shape)}"
                 raise CheckpointError(f"{self.where[name].path}: {wrong}")
         return sorted(kept)
+
+    def require_copy(self, name: str, of: str) -> None:
+        """CheckpointError unless a tensor is another one over again, looked at in parts."""
+        if self.shape(name) != self.shape(of) or self.dtype(name) != self.dtype(of):
+            raise CheckpointError(f"{self.where[name].path}: {name} is not {of}, which {CONFIG} ties it to")
+        rows = self.shape(name)[0]
+        for first in range(0, rows, ROWS_AT_ONCE):
+            count = min(ROWS_AT_ONCE, rows - first)
+            if not torch.equal(self.read(name, first, count), self.read(of, first, count)):
+                raise CheckpointError(f"{self.where[name].path}: {name} is not {of}, which {CONFIG} ties it to")
 
     def _file_names(self) -> set[str]:
         if (self.folder / INDEX).exists():

@@ -17,7 +17,7 @@ import torch
 
 from megatron_most.checkpoint import DTYPES, Record, StoredPiece, StoredTensor
 from megatron_most.config import Plan, count_parameters, dump
-from megatron_most.convert.families import Family, family_of
+from megatron_most.convert.families import HEAD, Family, family_of
 from megatron_most.convert.hf_folder import HfFolder
 from megatron_most.convert.recipe import recipe_of
 from megatron_most.convert.shares import Place, plan_for, shares
@@ -96,7 +96,9 @@ def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
     config = recipe_of(family, source.settings, name=out.name, changes=changes, ignored=options.ignore)
     plan = plan_for(config, tokens)
     links = link(family.table, plan, hf_vocab=source.settings.integer("vocab_size"))
-    aside = source.match(links, family.aside, family.derived)
+    aside = source.match(links, family.aside, family.derived_in(config))
+    if config.model.tied_embeddings and HEAD in source.where:
+        source.require_copy(HEAD, of="model.embed_tokens.weight")
     reader = HfSource(
         source, None if options.dtype is None else DTYPES[options.dtype], allow_nonfinite=options.allow_nonfinite
     )

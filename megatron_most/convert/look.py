@@ -35,7 +35,8 @@ def verify(path: Path, options: ImportOptions, *, finite: bool = True) -> str:
     """What was found whole, in words. CheckpointError for the first thing that is not."""
     if is_hf(path):
         source, plan, links = _open_hf(path, options)
-        source.match(links, FAMILIES[family_of(source.settings).name].aside, family_of(source.settings).derived)
+        family = family_of(source.settings)
+        source.match(links, family.aside, family.derived_in(plan.config))
         names = [name for found in links for name, _ in found.parts]
         read = ((name, source.read(name)) for name in progress(names, "verify", "tensor"))
     else:
@@ -93,6 +94,11 @@ def _of_ours(ours: Ours, hashes: bool) -> Iterator[str]:
     yield f"checkpoint of ours: {ours.folder}, step {record.step}" + (f", imported from {origin}" if origin else "")
     yield f"family       {family_for(ours.config).name}"
     yield from _of_model(plan)
+    constants = [ours.read("weight", name) for name in ours.weights if name.endswith(".mlp.router.group_constant")]
+    if constants and plan.moe is not None:
+        least, most = torch.stack(constants).aminmax(dim=0)
+        ranges = zip(plan.moe.group_names, least.tolist(), most.tolist(), strict=True)
+        yield "constants    " + "; ".join(f"{name}: {low:.4g} to {high:.4g}" for name, low, high in ranges)
     layout = {name: size for name, size in vars(ours.config.layout).items() if size and size > 1}
     yield f"recipe       {ours.config.name}; layout {_counts(layout) or 'one rank'}"
     for kind, named in record.tensors.items():

@@ -6,11 +6,11 @@ import hashlib
 
 import torch
 
-from megatron_most.convert.hf_folder import HfFolder
+from megatron_most.convert.hf_folder import ROWS_AT_ONCE, HfFolder
 from megatron_most.convert.tables import Link, Shape
 from megatron_most.errors import CheckpointError
 
-_ROWS_AT_ONCE, _NUMBERS_AT_ONCE = 8192, 1 << 20
+_NUMBERS_AT_ONCE = 1 << 20
 NOISE = 1e-3
 """Of the new rows of a grown vocabulary: its size beside the mean row's."""
 
@@ -72,8 +72,8 @@ class HfSource:
         if link.name not in self._new_rows:
             [(name, (rows, width))] = link.parts
             total = torch.zeros(width, dtype=torch.float64)
-            for first in range(0, rows, _ROWS_AT_ONCE):
-                total += self.folder.read(name, first, min(_ROWS_AT_ONCE, rows - first)).double().sum(0)
+            for first in range(0, rows, ROWS_AT_ONCE):
+                total += self.folder.read(name, first, min(ROWS_AT_ONCE, rows - first)).double().sum(0)
             mean = total / rows
             seed = int.from_bytes(hashlib.sha256(f"{self._seed} {link.name}".encode()).digest()[:8], "little") >> 1
             noise = torch.randn(link.shape[0] - rows, width, generator=torch.Generator().manual_seed(seed))

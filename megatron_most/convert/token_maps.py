@@ -29,6 +29,10 @@ def find_token_map(family: Family, settings: Settings, folder: Path, given: Path
             f"{settings.where}: vocab_size = {rows}, but {source} is of a vocabulary of {tokens.backbone_vocab_size} "
             f"(grown: {tokens.vocab_size}); give the model's own with --token-map FILE"
         )
+    for name in ("begin", "end"):  # as the configuration of MoST-C has them
+        known = getattr(tokens, f"{name}_wave_id")
+        if settings.get(f"{name}_audio_wave_token_id", known) != known:
+            raise settings.wrong(f"{name}_audio_wave_token_id", f"{source} has {known}; give the model's own map")
     return tokens
 
 

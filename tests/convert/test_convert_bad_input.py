@@ -147,7 +147,7 @@ BAD: dict[str, tuple[Damage, str]] = {
     ),
     "an index without a tensor": (in_index(lambda names: names.pop(EXPERT)), f"{EXPERT} is in .*, but not in {INDEX}"),
     **{
-        f"a shard named {name!r}": (in_index(lambda index, name=name: index.update({EXPERT: name})), "names ")
+        f"a shard named {name!r}": (in_index(lambda index, name=name: index.update({EXPERT: name})), "names '|names a")
         for name in ("../m.safetensors", "/etc/x.safetensors", "a/b.safetensors", "..", "x.bin", "", "a\0.safetensors")
     },
     "a shard that leads out": (link_out, "names a file outside of it"),

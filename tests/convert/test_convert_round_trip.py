@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 
 from megatron_most.checkpoint import read_record
 from megatron_most.convert import ImportOptions, Layout, prepare_import
-from tests.convert.folders import FAMILIES, back, change_config, into_ours, make, read_all, require_same, save
+from megatron_most.errors import CheckpointError
+from tests.convert.folders import FAMILIES, back, change_config, into_ours, make, read_all, require_same, rewrite, save
 from tests.hf_models import deepseek, llama, qwen3_moe
 
 LAYOUTS: dict[str, dict[str, int]] = {
@@ -112,6 +113,18 @@ def test_numbers_are_rounded_only_where_that_is_asked_for(tmp_path: Path) -> Non
     stored = read_record(half).tensors["weight"]
     assert stored["decoder.layers.1.mlp.router.group_constant"].dtype == "float32"
     require_same(read_all(back(half, tmp_path / "wide", dtype="float32")), {n: t.float() for n, t in again.items()})
+
+
+def test_a_tied_head_that_is_stored_all_the_same_has_to_be_the_embedding(tmp_path: Path) -> None:
+    hf = make("llama", tmp_path / "hf")
+    tensors = read_all(hf)
+    head = tensors["model.embed_tokens.weight"].clone()
+    rewrite(hf, {**tensors, "lm_head.weight": head})
+    require_same(read_all(back(into_ours(hf, tmp_path / "ours"), tmp_path / "again")), tensors)
+    head[71, 63] += 1
+    rewrite(hf, {**tensors, "lm_head.weight": head})
+    with pytest.raises(CheckpointError, match="lm_head.weight is not model.embed_tokens.weight, which config"):
+        into_ours(hf, tmp_path / "other")
 
 
 def test_a_vocabulary_grows_by_rows_near_the_mean_and_stays_grown(tmp_path: Path) -> None:

@@ -78,6 +78,9 @@ REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "experts owned twice": ("most", {"audio_expert_indices": [3, 4, 5, 6, 7]}, "moe.groups = .*owned twice: 3"),
     "experts without owner": ("most", {"audio_expert_indices": [4, 5, 6]}, "moe.groups = .*owned by nobody: 7"),
     "groups of nonsense": ("most", {"expert_groups": [{"tags": [7], "experts": [0]}]}, "not readable as groups"),
+    "another wave marker": (
+        "most_c", {"begin_audio_wave_token_id": 3}, "begin_audio_wave_token_id = 3: .*token_map.json has 64",
+    ),
     "a bos that is not the map's": (
         "deepseek_v2", {"vocab_size": 102400, "bos_token_id": 5}, "bos_token_id = 5: that of deepseek is 100000",
     ),

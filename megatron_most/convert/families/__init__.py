@@ -13,7 +13,10 @@ from megatron_most.convert.settings import Settings
 from megatron_most.convert.tables import Row
 from megatron_most.errors import CheckpointError
 
-__all__ = ["FAMILIES", "Family", "family_for", "family_named", "family_of", "has_modalities"]
+__all__ = ["FAMILIES", "HEAD", "Family", "family_for", "family_named", "family_of", "has_modalities"]
+
+
+HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +38,10 @@ class Family:
     """HF tensors, by pattern, that belong to no model of ours and are kept beside it."""
     derived: tuple[str, ...] = ("model.layers.*.self_attn.rotary_emb.inv_freq",)
     """HF tensors, by pattern, that follow from config.json, as old versions stored them."""
+
+    def derived_in(self, config: RunConfig) -> tuple[str, ...]:
+        """Likewise for one model: tied to the embedding, the head is stored by some all the same."""
+        return (*self.derived, HEAD) if config.model.tied_embeddings else self.derived
 
 
 FAMILIES = {

@@ -18,6 +18,8 @@ from megatron_most.vocab import TAG_NAMES, tag_id
 
 ASIDE = ("model.audio_wave_processor.hubert_model.*",)
 """A frozen model that makes features: no part of ours, kept beside it to be given back."""
+ENCODER = ("hubert_model_path", "hubert_ckpt_type", "begin_audio_wave_token_id", "end_audio_wave_token_id")
+"""Fields about how features are made: no part of our model either, but exports give them back."""
 _BIAS_RATE = 1e-3  # a bias that is there has to move when training goes on; config.json does not say how fast
 
 
@@ -33,8 +35,8 @@ TABLE = (*FRAME, *_only("mla", MLA), *_only("gqa", GQA), *DENSE, *EXPERTS, *BUFF
 
 def read(settings: Settings) -> fields.Changes:
     settings.table("token_map")  # see token_maps.py
-    for name in ("hubert_model_path", "hubert_ckpt_type", "begin_audio_wave_token_id", "end_audio_wave_token_id"):
-        settings.get(name)  # how features are made: not part of our model
+    for name in ENCODER:
+        settings.get(name)
     attention = settings.one_of("attention", ["mla", "gqa"], "mla")
     changes = {
         **fields.read_frame(settings),

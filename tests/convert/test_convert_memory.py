@@ -1,0 +1,69 @@
+"""A conversion holds one tensor at a time: its memory does not grow with the model, as from_pretrained's does."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+from tests.checkpoint.small import in_child
+from tests.convert.folders import back, into_ours
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, ModuleType]:
+    """The bench's folder at `ci` scale, and its bytes."""
+    import sys
+
+    sys.path.insert(0, str(BENCH))
+    try:
+        import convert as bench  # type: ignore[import-not-found]
+    finally:
+        sys.path.remove(str(BENCH))
+    folder = tmp_path_factory.mktemp("memory") / "hf"
+    return folder, bench.make_folder(folder, bench.SCALES["ci"], dense=True), bench
+
+
+def grown_by(body: Callable[[], object], note: Path) -> int:
+    """By how many bytes a process's memory grew at most while it did something, mapped files included."""
+
+    def status(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
+
+    def run() -> None:
+        os.sync()
+        before = status("VmRSS")
+        body()
+        note.write_text(str(status("VmHWM") - before))
+
+    process = in_child(run)
+    process.join()
+    assert process.exitcode == 0
+    return int(note.read_text())
+
+
+def test_import_and_export_take_a_fraction_of_the_model_and_from_pretrained_all_of_it(
+    made: tuple[Path, int, ModuleType], tmp_path: Path
+) -> None:
+    hf, size, _ = made
+    largest = 102400 * 512 * 2  # the embedding
+    assert size > 6 * largest / 2
+
+    def load() -> None:
+        import torch
+        from transformers import AutoModelForCausalLM
+
+        AutoModelForCausalLM.from_pretrained(hf, dtype=torch.bfloat16)
+
+    into = grown_by(lambda: into_ours(hf, tmp_path / "ours", expert=4), tmp_path / "note")
+    out = grown_by(lambda: back(tmp_path / "ours", tmp_path / "again", shard_size="100MB"), tmp_path / "note")
+    theirs = grown_by(load, tmp_path / "note")
+    print(f"{size=} {into / size=:.2f} {out / size=:.2f} {theirs / size=:.2f}")
+    assert max(into, out) < 2.5 * largest
+    assert theirs > 0.9 * size > 1.5 * max(into, out)
