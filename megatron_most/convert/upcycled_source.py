@@ -23,9 +23,9 @@ from megatron_most.convert.tables import Link, Run, Shape
 from megatron_most.convert.upcycling import SHARE, Upcycling
 from megatron_most.errors import CheckpointError
 
-_ROWS = 64
+_ROWS = 32
 """Of a block. Another number is other random numbers."""
-_NUMBERS_AT_ONCE = 1 << 20
+_NUMBERS_AT_ONCE = 1 << 18
 
 
 class UpcycledSource(HfSource):
