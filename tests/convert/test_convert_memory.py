@@ -74,7 +74,7 @@ def test_import_and_export_take_a_fraction_of_the_model_and_from_pretrained_all_
 def test_upcycling_holds_a_matrix_and_no_feed_forward_of_three(tmp_path: Path) -> None:
     import torch
 
-    width, inner = 1024, 8192
+    width, inner = 768, 8192
     shape: dict[str, int] = dict(hidden_size=width, intermediate_size=inner, num_hidden_layers=1)
     hf = save(llama(**shape).to(torch.bfloat16), tmp_path / "hf")
     options = Upcycling(group_sizes=("text=1", "audio=1"), top_k=1, noise=0.1, jitter=0.1, drop=0.5)
