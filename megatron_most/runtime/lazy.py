@@ -8,8 +8,9 @@ from typing import Any
 
 
 def lazy_names(room: str, homes: Mapping[str, Sequence[str]]) -> Callable[[str], Any]:
-    """A room's `__getattr__`. `homes`: file -> the public names in it, none of which is a file's name: once imported, a file
-    is an attribute of its room, which is then found first.
+    """A room's `__getattr__`. `homes`: file -> the public names in it.
+
+    None of these is a file's name: a file that was imported is an attribute of its room, which is found first.
     """
     home_of = {name: home for home, names in homes.items() for name in names}
     assert not home_of.keys() & homes.keys()
