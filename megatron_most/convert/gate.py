@@ -13,6 +13,7 @@ it in its row. Such tokens may differ, and are counted; a choice that differs th
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 
@@ -58,12 +59,13 @@ class Comparison:
 
     @property
     def first_layer(self) -> str:
-        """Where they part."""
-        far = [at for at, found in enumerate(self.by_layer) if not found <= TOLERANCE]
-        if not far:
-            return "no layer differs, so it is the head"
+        """Where they part: the first past the tolerance, or past a tenth of it where all are so small."""
         names = ["the embedding", *(f"layer {n}" for n in range(len(self.by_layer) - 2)), "the final norm"]
-        return f"{names[far[0]]} is the first to differ, by {self.by_layer[far[0]]:.2g} of its largest value"
+        for limit in (TOLERANCE, TOLERANCE / 10):
+            for name, found in zip(names, self.by_layer, strict=True):
+                if not found <= limit:
+                    return f"{name} is the first to differ, by {found:.2g} of its largest value"
+        return "no layer differs, so it is the head"
 
     def __str__(self) -> str:
         words = (
@@ -81,11 +83,13 @@ def require_equal(what: str, plan: Plan, read: Read, theirs: HfModel, prompts: P
     """Compare, and raise CheckpointError where they differ. `what` names the two models."""
     found = compare(plan, read, theirs, prompts)
     if not found.is_equal:
+        why = f"do not compute the same: {found.first_layer}"
         if found.num_tied > MOST_TIED * prompts.num_tokens:
-            why = "experts tie so often that too little is left to compare"
-        else:
-            why = f"{found.first_layer}; nothing was kept. transformers is {theirs.version}"
-        raise CheckpointError(f"logits gate: {what} do not compute the same. {found}. {why[0].upper()}{why[1:]}")
+            why = "cannot be compared: experts tie so often that too little is left of the prompts"
+        raise CheckpointError(
+            f"logits gate: {what} {why}; {found}; nothing was kept (transformers {theirs.version}; --no-gate goes on "
+            "without this check)"
+        )
     return found
 
 
@@ -97,7 +101,7 @@ def compare(plan: Plan, read: Read, theirs: HfModel, prompts: Prompts) -> Compar
     with closing(ours), Meter(num_layers + 2, "logits gate", describe_layers) as meter:
 
         def look(output: LayerOutput) -> None:
-            streams.add(next(ours), output)
+            streams.add(next(ours), output, theirs.our_ids.get(output.layer))
             meter.advance(1)
 
         their_BSD = theirs.run(prompts, look)
@@ -118,13 +122,17 @@ class _Streams:
     num_unreached: int = 0
     last: torch.Tensor | None = None
 
-    def add(self, ours: LayerOutput, theirs: LayerOutput) -> None:
+    def add(self, ours: LayerOutput, theirs: LayerOutput, our_ids: Sequence[int] | None) -> None:
         assert ours.layer == theirs.layer, "both run one layer after another"
         self.last = ours.hidden_BSD
         if ours.chosen_BSE is not None and ours.probs_BSE is not None:
             self.num_unreached += int((~ours.chosen_BSE.flatten(0, 1).any(0)).sum())
             if theirs.chosen_BSE is not None:
-                is_tied_BS = _is_tie(ours.probs_BSE, ours.chosen_BSE, theirs.chosen_BSE)
+                chosen_BSE = theirs.chosen_BSE
+                if our_ids is not None:
+                    chosen_BSE = torch.zeros_like(ours.chosen_BSE)
+                    chosen_BSE[..., list(our_ids)] = theirs.chosen_BSE
+                is_tied_BS = _is_tie(ours.probs_BSE, ours.chosen_BSE, chosen_BSE)
                 self.is_tied_BS = self.is_tied_BS | is_tied_BS.cummax(1).values
         self.add_difference(ours.hidden_BSD, theirs.hidden_BSD)
 
@@ -182,6 +190,6 @@ def _compare_logits(
 
 
 def _difference(ours: torch.Tensor, theirs: torch.Tensor) -> torch.Tensor:
-    """|ours - theirs|; 0 where both are the same infinity or no number, as weights taken with --allow-nonfinite give."""
+    """|ours - theirs|; 0 where both are the same infinity, or no number: --allow-nonfinite takes such weights."""
     same = (ours == theirs) | (ours.isnan() & theirs.isnan())
     return (ours - theirs).abs().masked_fill(same, 0.0).nan_to_num(nan=torch.inf)

@@ -1,4 +1,4 @@
-"""A transformers model run from its folder, layer by layer: transformers' own classes and forward, weights lent to them.
+"""A transformers model run from its folder, layer by layer: transformers' own classes and forward, with lent weights.
 
 The model is built without memory for weights; each module gets its own while it computes, experts one at a time where
 transformers keeps those of a layer in one tensor. Code in the folder is never run: MostForCausalLM is this package's.
@@ -9,7 +9,7 @@ transformers keeps those of a layer in one tensor. Code in the folder is never r
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,11 +30,19 @@ FUSED = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 
 class HfModel:
     """Computes in float32. `rounded_to`: weights are rounded to this type first, as a conversion that changes types
-    rounds them, so that both sides compute with the same numbers.
+    rounds them, so that both sides compute with the same numbers. `our_ids`: in a layer of ours, the ids of its experts
+    here, in its order; where they are not all of ours, or not in our order.
     """
 
-    def __init__(self, folder: HfFolder, tokens: TokenMap, rounded_to: torch.dtype | None = None) -> None:
-        self.folder, self._rounded_to = folder, rounded_to
+    def __init__(
+        self,
+        folder: HfFolder,
+        tokens: TokenMap,
+        *,
+        rounded_to: torch.dtype | None = None,
+        our_ids: Mapping[int, Sequence[int]] | None = None,
+    ) -> None:
+        self.folder, self._rounded_to, self.our_ids = folder, rounded_to, our_ids or {}
         with torch.device("meta"):
             self.model = _built(folder, tokens).eval()
         self.config: Any = self.model.config
@@ -58,7 +66,7 @@ class HfModel:
         wave = {}
         if prompts.is_wave_BS is not None:
             wave = {"audio_wave_features": prompts.wave_BSF, "audio_wave_mask": prompts.is_wave_BS}
-        self._look, self._shape = look, tuple(prompts.ids_BS.shape)
+        self._look, self._shape = look, (prompts.ids_BS.size(0), prompts.ids_BS.size(1))
         try:
             return self.model.model(input_ids=prompts.ids_BS, use_cache=False, **wave).last_hidden_state
         finally:
@@ -133,15 +141,16 @@ def _built(folder: HfFolder, tokens: TokenMap) -> Any:
 
     from megatron_most.convert.most_hf import MostConfig, MostForCausalLM
 
+    values = json.loads((folder.folder / CONFIG).read_bytes())
+    values.pop("auto_map", None)  # it names code
     if family_of(folder.settings).name == "most":
-        values = json.loads((folder.folder / CONFIG).read_bytes())
         if values.get("token_map") is None:  # the release has its ids in its code
             values["token_map"] = tokens.to_dict()
         try:
             return MostForCausalLM(MostConfig.from_dict(values)).float()
         except ValueError as error:
             raise CheckpointError(f"{folder.folder / CONFIG}: MostForCausalLM refuses it: {error}") from error
-    config = AutoConfig.from_pretrained(folder.folder)
+    config = AutoConfig.for_model(**values)
     one_by_one = {"experts_implementation": "eager"}  # the others want a layer's experts in one tensor
     return AutoModelForCausalLM.from_config(config, dtype=torch.float32, **one_by_one)
 

@@ -9,7 +9,7 @@ each module while it computes, so that a model runs in the memory of one expert 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -51,7 +51,7 @@ class LayerOutput:
 
 
 @torch.no_grad()
-def run_layers(plan: Plan, read: Read, prompts: Prompts) -> Iterator[LayerOutput]:
+def run_layers(plan: Plan, read: Read, prompts: Prompts) -> Generator[LayerOutput, None, None]:
     """The embedding's output, then every layer's, in float32. Exhaust it or close it: process groups are open."""
     plan = plan_for(change(plan.config, ONE_RANK), plan.tokens)
     with _alone(plan) as groups:
