@@ -19,6 +19,13 @@ from megatron_most.checkpoint import DTYPES, Record, StoredPiece, StoredTensor
 from megatron_most.config import Plan, count_parameters, dump
 from megatron_most.convert.families import HEAD, Family, family_of
 from megatron_most.convert.hf_folder import HfFolder
+from megatron_most.convert.import_checks import (
+    can_be_compared,
+    check_import,
+    measures_constants,
+    measuring_prompts,
+    set_constants,
+)
 from megatron_most.convert.recipe import recipe_of
 from megatron_most.convert.shares import Place, plan_for, shares
 from megatron_most.convert.sources import HfSource
@@ -28,7 +35,7 @@ from megatron_most.convert.token_maps import find_token_map, token_changes
 from megatron_most.convert.upcycled_source import UpcycledSource
 from megatron_most.convert.upcycling import Upcycling, changes_of, describe, require_unused, table_of
 from megatron_most.convert.writing import OutFile, Sums, describe_work, write_folder
-from megatron_most.runtime import sha256_file, write_atomically
+from megatron_most.runtime import is_done, sha256_file, write_atomically
 from megatron_most.upstream import find_versions
 
 RECIPE, SOURCE, ASIDE = "resolved.toml", "source.json", "aside.safetensors"
@@ -64,6 +71,15 @@ class ImportOptions:
     """Fields of config.json that are known to change nothing."""
     upcycle: Upcycling = field(default_factory=Upcycling)
     """Make a dense model one with experts."""
+    constant: Literal["measured", "1"] = "measured"
+    """Of groups given here: what masked_softmax multiplies a group's weights by. measured: the base's mean in-group
+    mass on the text, so that training begins near the base; 1: as from scratch."""
+    text: Path | None = None
+    """What is measured on: lines of UTF-8, a thousand tokens of them are read; not set = a page that comes along."""
+    tokenizer: Path | None = None
+    """For the text; not set = tokenizer.json of the folder."""
+    gate: bool = True
+    """Compare logits with transformers before the checkpoint gets its name."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +90,7 @@ class Import:
     family: Family
     plan: Plan
     links: list[Link]
+    reader: HfSource
     files: list[OutFile]
     places: list[list[Place]]
     dtypes: dict[str, torch.dtype]
@@ -86,8 +103,16 @@ class Import:
         name = f"{self.family.name}, upcycled: {describe(upcycle.to_dict())}" if upcycle.is_wanted else self.family.name
         return (
             f"{name}: {size.total:,} parameters, {size.active:,} active; {len(self.source.where)} tensors "
-            f"in {len(self.source.files)} files -> cut for {cut}: {describe_work(self.files)}"
+            f"in {len(self.source.files)} files -> cut for {cut}: {describe_work(self.files)}{self._looks()}"
         )
+
+    def _looks(self) -> str:
+        """What else is done with all of it; no more than one tensor is in memory there either."""
+        looks = ["constants are measured"] * measures_constants(self)
+        if self.options.gate:
+            why_not = "noise, jitter and drop leave nothing to compare logits with"
+            looks.append("logits are compared" if can_be_compared(self) else why_not)
+        return "; " + " and ".join(looks) if looks else ""
 
 
 def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
@@ -123,7 +148,10 @@ def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
     if aside:
         kept = {name: (source.dtype(name), source.shape(name)) for name in aside}
         files.append(OutFile(ASIDE, kept, source.read))
-    return Import(source, family, plan, links, files, places, dtypes, options)
+    made = Import(source, family, plan, links, reader, files, places, dtypes, options)
+    if measures_constants(made):
+        measuring_prompts(made)  # for its errors
+    return made
 
 
 def run_import(prepared: Import, out: Path) -> bool:
@@ -134,17 +162,25 @@ def run_import(prepared: Import, out: Path) -> bool:
         "tokens": prepared.plan.tokens.hash, "allow_nonfinite": options.allow_nonfinite,
     }  # fmt: skip
     job |= _provenance(options)
-    return write_folder(out, job, prepared.files, partial(_finish, prepared), f"import {prepared.family.name}")
+    constants: dict[str, Any] = {}
+    if measures_constants(prepared):
+        job["constants"] = measuring_prompts(prepared).sha256
+        if is_done(out, job):
+            return False
+        constants = {"constants": set_constants(prepared)}
+    finish = partial(_finish, prepared, constants)
+    return write_folder(out, job, prepared.files, finish, f"import {prepared.family.name}")
 
 
-def _finish(prepared: Import, folder: Path, sums: Sums) -> None:
+def _finish(prepared: Import, constants: dict[str, Any], folder: Path, sums: Sums) -> None:
     config, tokens = prepared.plan.config, prepared.plan.tokens
-    about = {
+    about: dict[str, Any] = {
         "family": prepared.family.name,
         "folder": prepared.source.folder.resolve().name,
         "config": json.loads((prepared.source.folder / "config.json").read_bytes()),
         "new_rows": tokens.vocab_size - prepared.source.settings.integer("vocab_size"),
         **_provenance(prepared.options),
+        **constants,
     }
     texts = {RECIPE: dump(config), TOKEN_MAP: tokens.to_json(), SOURCE: json.dumps(about, indent=1) + "\n"}
     for name, text in texts.items():
@@ -161,7 +197,10 @@ def _finish(prepared: Import, folder: Path, sums: Sums) -> None:
         name: StoredTensor(shapes[name], str(prepared.dtypes[name]).removeprefix("torch."), tuple(found))
         for name, found in pieces.items()
     }
-    Record(step=0, attempt=0, tensors={"weight": stored}, files=sums, versions=find_versions()).save(folder)
+    record = Record(step=0, attempt=0, tensors={"weight": stored}, files=sums, versions=find_versions())
+    record.save(folder)
+    if prepared.options.gate and can_be_compared(prepared):
+        check_import(prepared, folder, record)
 
 
 def _provenance(options: ImportOptions) -> dict[str, Any]:

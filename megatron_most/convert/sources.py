@@ -33,6 +33,8 @@ class HfSource:
         self.folder, self._dtype = folder, dtype
         self._allow_nonfinite, self._seed = allow_nonfinite, seed
         self._new_rows: dict[str, torch.Tensor] = {}
+        self.buffers: dict[str, torch.Tensor] = {}
+        """What buffers of ours alone hold, where that is not `value` of their row; whole ones, by name."""
 
     def dtype(self, link: Link) -> torch.dtype:
         """Of all boxes of a tensor. Our own buffers stay as they are: they are few, and in float32."""
@@ -49,7 +51,8 @@ class HfSource:
 
     def read(self, link: Link, start: Shape, shape: Shape) -> torch.Tensor:
         if not link.parts:
-            return torch.full(shape, link.row.value)
+            whole = self.buffers.get(link.name, torch.full(link.shape, link.row.value))
+            return whole[tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))]
         first, last = start[0], start[0] + shape[0]
         columns = tuple(slice(s, s + n) for s, n in zip(start[1:], shape[1:], strict=True))
         pieces, at = [], first

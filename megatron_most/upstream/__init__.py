@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from megatron_most.upstream.norm import RMSNorm
     from megatron_most.upstream.preparation import prepare
     from megatron_most.upstream.specs import submodules_of
+    from megatron_most.upstream.unallocated import Unallocated
     from megatron_most.upstream.versions import core_version, find_facts, find_versions
     from megatron_most.upstream.zero import (
         Mpu,
@@ -40,6 +41,7 @@ _HOMES = {
     "norm": ("RMSNorm",),
     "preparation": ("prepare",),
     "specs": ("submodules_of",),
+    "unallocated": ("Unallocated",),
     "versions": ("core_version", "find_facts", "find_versions"),
     "zero": ("Mpu", "expert_group_name", "make_zero_engine", "mark_for_zero", "prepare_deepspeed"),
     "zero_state": (
@@ -58,6 +60,7 @@ __all__ = [
     "Mpu",
     "RMSNorm",
     "SdpaAttention",
+    "Unallocated",
     "core_version",
     "expert_group_name",
     "find_facts",
