@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from megatron_most.data.packing import PackedRow, deal_rows
     from megatron_most.data.reader import Position, Reader, ReaderState, Step, Steps
     from megatron_most.data.synthetic import Kind, synthetic_batch, synthetic_document
+    from megatron_most.data.tokenizer import TextTokenizer, check_text_ids, load_tokenizer
 
 _HOMES = {
     "batch": ("MAX_TASKS", "Document", "PackedBatch", "pack_rows"),
@@ -30,12 +31,14 @@ _HOMES = {
     "packing": ("PackedRow", "deal_rows"),
     "reader": ("Position", "Reader", "ReaderState", "Step", "Steps"),
     "synthetic": ("Kind", "synthetic_batch", "synthetic_document"),
+    "tokenizer": ("TextTokenizer", "check_text_ids", "load_tokenizer"),
 }
 
 __all__ = [
     "MAX_TASKS", "Blend", "Document", "DocumentSource", "Kind", "PackedBatch", "PackedRow", "Position", "Reader",
-    "ReaderState", "Step", "Steps", "TaskSpec", "check_batch", "deal_rows", "load_info", "open_task", "pack_rows",
-    "run_prepare_data", "synthetic_batch", "synthetic_document",
+    "ReaderState", "Step", "Steps", "TaskSpec", "TextTokenizer", "check_batch", "check_text_ids", "deal_rows",
+    "load_info", "load_tokenizer", "open_task", "pack_rows", "run_prepare_data", "synthetic_batch",
+    "synthetic_document",
 ]  # fmt: skip
 
 

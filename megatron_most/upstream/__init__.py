@@ -9,6 +9,7 @@ from megatron_most.upstream.mla import MendedMLA
 from megatron_most.upstream.norm import RMSNorm
 from megatron_most.upstream.prepare import prepare
 from megatron_most.upstream.specs import submodules_of
+from megatron_most.upstream.unallocated import Unallocated
 from megatron_most.upstream.versions import core_version, find_facts, find_versions
 from megatron_most.upstream.zero import (
     Mpu,
@@ -32,6 +33,7 @@ __all__ = [
     "Mpu",
     "RMSNorm",
     "SdpaAttention",
+    "Unallocated",
     "core_version",
     "expert_group_name",
     "find_facts",
