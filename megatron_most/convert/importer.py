@@ -7,7 +7,7 @@ with weights alone: manifest, resolved.toml, token_map.json, and source.json, wh
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -19,6 +19,18 @@ from megatron_most.checkpoint import DTYPES, Record, StoredPiece, StoredTensor
 from megatron_most.config import Plan, count_parameters, dump
 from megatron_most.convert.families import HEAD, Family, family_of
 from megatron_most.convert.hf_folder import HfFolder
+from megatron_most.convert.partition import group_lines, ours_by_theirs
+from megatron_most.convert.partition_page import write_page
+from megatron_most.convert.partitioned import FILE as PARTITION
+from megatron_most.convert.partitioned import PAGE as PARTITION_PAGE
+from megatron_most.convert.partitioned import (
+    Partition,
+    PartitionOptions,
+    find_partition,
+    orders_in,
+    prepare_partition,
+    read_partition,
+)
 from megatron_most.convert.recipe import recipe_of
 from megatron_most.convert.shares import Place, plan_for, shares
 from megatron_most.convert.sources import HfSource
@@ -52,6 +64,11 @@ class ImportOptions:
     """float32, bfloat16 or float16; not set = as stored."""
     groups: tuple[str, ...] = ()
     """The partition, as moe.groups has it ("text: 0-31"); not set = that of config.json, or one group for all."""
+    partition: PartitionOptions = field(default_factory=PartitionOptions)
+    text: Path | None = None
+    """Lines of text that tell how the model uses its experts; not set = a page that comes with this package."""
+    audio: Path | None = None
+    """Utterances, a line each: all as units ([Hu7][Hu90]), for a model that knows them, or all as transcripts."""
     token_map: Path | None = None
     """token_map.json; not set = the one in the folder, or the backbone's."""
     num_units: int = 500
@@ -69,11 +86,19 @@ class Import:
     source: HfFolder
     family: Family
     plan: Plan
-    links: list[Link]
+    by_name: dict[str, Link]
+    """By which files are read; a partition renumbers experts here before the first of them is."""
     files: list[OutFile]
     places: list[list[Place]]
     dtypes: dict[str, torch.dtype]
     options: ImportOptions
+    partition: Partition | None
+    base: Plan
+    """Of the model as it is in the folder."""
+
+    @property
+    def links(self) -> list[Link]:
+        return list(self.by_name.values())
 
     def __str__(self) -> str:
         size, layout = count_parameters(self.plan), self.options.layout
@@ -81,7 +106,7 @@ class Import:
         return (
             f"{self.family.name}: {size.total:,} parameters, {size.active:,} active; {len(self.source.where)} tensors "
             f"in {len(self.source.files)} files -> cut for {cut}: {describe_work(self.files)}"
-        )
+        ) + (f"; {self.partition}" if self.partition else "")
 
 
 def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
@@ -91,11 +116,17 @@ def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
     tokens = find_token_map(family, source.settings, source.folder, options.token_map, options.num_units)
     changes: dict[str, Any] = token_changes(tokens, (options.token_map or out / TOKEN_MAP).absolute())
     changes |= {f"layout.{name}": value for name, value in vars(options.layout).items()}
-    if options.groups:
-        changes |= {"moe.groups": list(options.groups), "moe.shared_only_tags": _shared_only(options.groups)}
-    config = recipe_of(family, source.settings, name=out.name, changes=changes, ignored=options.ignore)
+    recipe = partial(recipe_of, family, source.settings, name=out.name, ignored=options.ignore)
+    base, groups, sizes = recipe(changes=changes), list(options.groups), dict[str, int]()
+    if options.partition.strategy or options.partition.sizes:
+        sizes = read_partition(options.partition, base, groups, str(source.folder))
+        groups = group_lines(sizes)
+    if groups:
+        changes |= {"moe.groups": groups, "moe.shared_only_tags": _shared_only(groups)}
+    config = recipe(changes=changes)
     plan = plan_for(config, tokens)
-    links = link(family.table, plan, hf_vocab=source.settings.integer("vocab_size"))
+    vocab = source.settings.integer("vocab_size")
+    links = link(family.table, plan, hf_vocab=vocab)
     aside = source.match(links, family.aside, family.derived_in(config))
     if config.model.tied_embeddings and HEAD in source.where:
         source.require_copy(HEAD, of="model.embed_tokens.weight")
@@ -106,20 +137,49 @@ def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
     places = shares(links, plan)
     by_name = {found.name: found for found in links}
     files = [_file(number, share, by_name, dtypes, reader) for number, share in enumerate(places) if share]
+    partition = None
+    if sizes:
+        partition = prepare_partition(
+            options.partition,
+            sizes,
+            source.folder,
+            tokens,
+            vocab=vocab,
+            text=options.text,
+            audio=options.audio,
+            out=out,
+        )
     if aside:
         kept = {name: (source.dtype(name), source.shape(name)) for name in aside}
         files.append(OutFile(ASIDE, kept, source.read))
-    return Import(source, family, plan, links, files, places, dtypes, options)
+    own = plan_for(base, tokens)
+    return Import(source, family, plan, by_name, files, places, dtypes, options, partition, own)
 
 
 def run_import(prepared: Import, out: Path) -> bool:
     """Write it; False where it is there already."""
     options, source = prepared.options, prepared.source
-    job = {
+    job: dict[str, Any] = {
         "what": "import", "source": source.fingerprint(), "recipe": dump(prepared.plan.config), "dtype": options.dtype,
         "tokens": prepared.plan.tokens.hash, "allow_nonfinite": options.allow_nonfinite,
     }  # fmt: skip
-    return write_folder(out, job, prepared.files, partial(_finish, prepared), f"import {prepared.family.name}")
+    begin: Callable[[Path], None] | None = None
+    if prepared.partition is not None:
+        job["partition"] = prepared.partition.job
+        begin = partial(_choose_experts, prepared, prepared.partition)
+    finish = partial(_finish, prepared)
+    return write_folder(out, job, prepared.files, finish, f"import {prepared.family.name}", begin)
+
+
+def _choose_experts(prepared: Import, partition: Partition, folder: Path) -> None:
+    """From here on each layer's experts are read in the order of its partition."""
+    table, vocab = prepared.family.table, prepared.source.settings.integer("vocab_size")
+    allow = prepared.options.allow_nonfinite
+    read = HfSource(prepared.source, None, allow_nonfinite=allow).whole(link(table, prepared.base, hf_vocab=vocab))
+    orders = orders_in(find_partition(partition, prepared.base, prepared.plan, read, folder))
+    experts = {layer: ours_by_theirs(order) for layer, order in orders.items()}
+    renumbered = link(table, prepared.plan, hf_vocab=vocab, experts=experts)
+    prepared.by_name.update({found.name: found for found in renumbered})
 
 
 def _finish(prepared: Import, folder: Path, sums: Sums) -> None:
@@ -130,10 +190,18 @@ def _finish(prepared: Import, folder: Path, sums: Sums) -> None:
         "config": json.loads((prepared.source.folder / "config.json").read_bytes()),
         "new_rows": tokens.vocab_size - prepared.source.settings.integer("vocab_size"),
     }
+    more = []
+    if prepared.partition is not None:
+        found = json.loads((folder / PARTITION).read_text())
+        about["partition"] = {"strategy": found["strategy"], "sizes": found["sizes"], "experts": orders_in(found)}
+        more = [PARTITION]
+        if prepared.partition.has_page:
+            write_page(folder / PARTITION_PAGE, f"{about['folder']}, by {found['strategy']}", found)
+            more.append(PARTITION_PAGE)
     texts = {RECIPE: dump(config), TOKEN_MAP: tokens.to_json(), SOURCE: json.dumps(about, indent=1) + "\n"}
     for name, text in texts.items():
         write_atomically(folder / name, text)
-    for name in (*texts, JOB):
+    for name in (*texts, *more, JOB):
         sums[name] = (folder / name).stat().st_size, sha256_file(folder / name)
     pieces: dict[str, list[StoredPiece]] = {found.name: [] for found in prepared.links}
     shapes = {found.name: found.shape for found in prepared.links}

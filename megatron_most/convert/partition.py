@@ -24,8 +24,8 @@ Strategy = Literal["index", "alternate", "load", "affinity"]
 Order = tuple[int, ...]
 """Theirs, in the sequence of ours."""
 Numbers = NDArray[np.float64]
-MEASURED: tuple[Strategy, ...] = ("load", "affinity")
-"""Strategies that have to know how much each expert is used."""
+MEASURED: dict[Strategy, Literal["load", "mass"]] = {"load": "load", "affinity": "mass"}
+"""What a strategy has to know of each expert: its share of the choices, or its mean probability."""
 KIND_OF_TAG = {"text": "text", "audio": "audio"}
 """The kind of prompts that a tag's tokens are looked at in; nobody has prompts for wave markers."""
 

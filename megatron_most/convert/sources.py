@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -27,6 +28,16 @@ class HfSource:
         self.folder, self._dtype = folder, dtype
         self._allow_nonfinite, self._seed = allow_nonfinite, seed
         self._new_rows: dict[str, torch.Tensor] = {}
+
+    def whole(self, links: Iterable[Link]) -> Callable[..., torch.Tensor]:
+        """read(name, first=0, rows=None): rows of whole tensors of ours, all of them by default."""
+        by_name = {link.name: link for link in links}
+
+        def read(name: str, first: int = 0, rows: int | None = None) -> torch.Tensor:
+            length, *rest = by_name[name].shape
+            return self.read(by_name[name], (first, *[0] * len(rest)), (length if rows is None else rows, *rest))
+
+        return read
 
     def dtype(self, link: Link) -> torch.dtype:
         """Of all boxes of a tensor. Our own buffers stay as they are: they are few, and in float32."""

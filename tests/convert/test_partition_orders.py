@@ -1,4 +1,4 @@
-"""From how much each expert is used to whose it becomes: sizes hold, equal inputs give equal orders, choices are best."""
+"""From how much each expert is used to whose it becomes: sizes hold, equal use gives equal orders, choices are best."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def test_the_load_of_a_skewed_router_is_shared_out_to_a_thousandth() -> None:
         counts = list(sizes.values())
         found = sums_by_group(load, order_of("load", sizes, {"text": load}), counts)
         by_index = sums_by_group(load, tuple(range(64)), counts)
-        for had, first, count in zip(found, by_index, counts, strict=True):
+        for had, count in zip(found, counts, strict=True):
             assert abs(had / load.sum() - count / 64) < 1e-3
         assert max(abs(had / load.sum() - count / 64) for had, count in zip(by_index, counts, strict=True)) > 0.02
 

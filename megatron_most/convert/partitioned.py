@@ -1,0 +1,176 @@
+"""An import's partition: what was asked for, how much the base model uses its experts, and whose they become.
+
+What was found is partition.json of the checkpoint (and of the unfinished one: an import that goes on after a kill goes
+on with the same partition, and does not measure again). Orders follow from the rounded numbers that are in it.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from megatron_most.config import Plan, RunConfig
+from megatron_most.convert.families import has_modalities
+from megatron_most.convert.lent import Read
+from megatron_most.convert.measure import KINDS, Usage, constants_of, measure_usage
+from megatron_most.convert.partition import MEASURED, Order, Strategy, order_of, read_sizes, require_choosable
+from megatron_most.convert.partition_page import describe
+from megatron_most.convert.prompts import BUILT_IN, Prompts, joined, read_lines, text_prompts, tokenizer_in
+from megatron_most.convert.speech_prompts import speech_prompts
+from megatron_most.errors import CheckpointError, ConfigError
+from megatron_most.runtime import write_atomically
+from megatron_most.runtime.page import require_page
+from megatron_most.vocab import TokenMap
+
+FILE, PAGE = "partition.json", "partition.html"
+ROWS, LENGTH = 16, 256
+"""Of prompts of a kind."""
+_DIGITS = 6  # of a share: threads add in another order
+
+
+@dataclass(frozen=True, kw_only=True)
+class PartitionOptions:
+    """Whose the experts of a model without modalities become, instead of --groups."""
+
+    strategy: Strategy | None = None
+    """index: runs of their numbers, as in the paper. alternate: in turns. load: so that text uses each group as much as
+    its size is. affinity: each to the modality that uses it more. All but index choose layer by layer and renumber.
+    """
+    sizes: str | None = None
+    """Experts of each group, like text=32,audio=32; not set = halves for text and audio."""
+    page: bool = True
+    """Draw partition.html, beside partition.json."""
+
+
+@dataclass(frozen=True)
+class Partition:
+    """One that has been checked, with nothing measured yet."""
+
+    strategy: Strategy
+    sizes: dict[str, int]
+    prompts: Prompts | None
+    """None: there is no tokenizer, and the strategy does without."""
+    has_page: bool
+
+    @property
+    def job(self) -> dict[str, Any]:
+        """What makes it this one."""
+        prompts = None if self.prompts is None else self.prompts.sha256
+        return {"strategy": self.strategy, "sizes": list(self.sizes.items()), "prompts": prompts}
+
+    def __str__(self) -> str:
+        sizes = ", ".join(f"{name} {size}" for name, size in self.sizes.items())
+        prompts = "" if self.prompts is None else f", by {self.prompts.num_tokens:,} tokens ({self.prompts.source})"
+        return f"partition by {self.strategy}: {sizes}{prompts}"
+
+
+def read_partition(options: PartitionOptions, base: RunConfig, groups: Sequence[str], where: str) -> dict[str, int]:
+    """The sizes of what is asked for. `base`: of the model as it is; `groups`: those of --groups. ConfigError."""
+    strategy = options.strategy
+    if strategy is None:
+        wrong = "sizes alone say nothing of which experts are meant"
+        raise ConfigError("partition.sizes", options.sizes, wrong, "give --partition.strategy too")
+    if groups:
+        wrong = f"--groups says whose each expert is: {', '.join(groups)}"
+        raise ConfigError("partition.strategy", strategy, wrong, "give one of the two")
+    if not base.moe.num_experts:
+        raise CheckpointError(f"{where}: a dense model has no experts to be shared out by --partition.strategy")
+    if has_modalities(base):
+        remedy = "leave the strategy out to keep that, or say it anew with --groups"
+        wrong = f"{where}: its experts belong to modalities already ({'; '.join(base.moe.groups)})"
+        raise ConfigError("partition.strategy", strategy, wrong, remedy)
+    if base.moe.routing_groups is not None and strategy != "index":
+        wrong = f"{where}: n_group = {base.moe.routing_groups}: routing groups are runs of numbers"
+        raise ConfigError("partition.strategy", strategy, wrong, "renumbered it would be another model: use index")
+    sizes = read_sizes(options.sizes, base.moe.num_experts)
+    require_choosable(strategy, sizes)
+    return sizes
+
+
+def prepare_partition(
+    options: PartitionOptions, sizes: dict[str, int], folder: Path, tokens: TokenMap, *, vocab: int,
+    text: Path | None, audio: Path | None, out: Path,
+) -> Partition:  # fmt: skip
+    """Everything that can be checked before a weight is read. `vocab`: rows of the model's own vocabulary."""
+    assert options.strategy is not None, "read_partition refuses it"
+    if options.page:
+        require_page(out / PAGE, "or do without it: --partition.no-page")
+    if options.strategy == "affinity" and audio is None:
+        remedy = "give --audio FILE: utterances, a line each, as units or (for a model that knows none) transcripts"
+        raise ConfigError("partition.strategy", "affinity", "needs to see how speech uses the experts", remedy)
+    tokenizer = tokenizer_in(folder)
+    if tokenizer is None and (options.strategy in MEASURED or text is not None):
+        raise CheckpointError(f"{folder}: no tokenizer.json, so no text can be given to the model; put its own there")
+    parts = []
+    if tokenizer is not None:
+        lines, source = read_lines(text or BUILT_IN), str(text or "text of this package")
+        parts.append(text_prompts(lines, tokenizer, tokens, rows=ROWS, length=LENGTH, source=source))
+    if audio is not None:
+        parts.append(speech_prompts(audio, tokenizer, tokens, vocab=vocab, rows=ROWS, length=LENGTH))
+    return Partition(options.strategy, sizes, joined(*parts) if parts else None, options.page)
+
+
+def find_partition(partition: Partition, base: Plan, plan: Plan, read: Read, folder: Path) -> dict[str, Any]:
+    """Measure, choose, and write FILE into the folder; where it is there already, from an earlier try, what is in it.
+
+    base: plan of the model as it is read by `read`; plan: of what it becomes.
+    """
+    path = folder / FILE
+    if path.exists():
+        return json.loads(path.read_text())
+    usages = [] if partition.prompts is None else measure_usage(base, read, partition.prompts)
+    found = choose(partition, plan, usages)
+    write_atomically(path, json.dumps(found, indent=1) + "\n")
+    return found
+
+
+def choose(partition: Partition, plan: Plan, usages: Sequence[Usage]) -> dict[str, Any]:
+    """What partition.json holds."""
+    measured = {usage.layer: _rounded(usage) for usage in usages}
+    layers = []
+    for layer in sorted({*range(plan.config.model.num_layers)} - {*plan.config.moe.dense_layers}):
+        usage = measured.get(layer)
+        uses = {} if usage is None else _uses(usage)
+        order = order_of(partition.strategy, partition.sizes, uses.get(MEASURED.get(partition.strategy, ""), {}))
+        constants = dict[str, float]()
+        if usage is not None and plan.moe is not None:
+            values = constants_of(plan, [renumbered(usage, order)]).get(layer, [])
+            constants = dict(zip(plan.moe.group_names, values, strict=False))
+        layers.append({"layer": layer, **describe(partition.sizes, order, uses, constants)})
+    prompts: dict[str, Any] = {}
+    if partition.prompts is not None and usages:
+        counts = dict(zip(KINDS, usages[0].tokens_K, strict=True))
+        prompts = {"source": partition.prompts.source, "sha256": partition.prompts.sha256}
+        prompts["tokens"] = {kind: count for kind, count in counts.items() if count}
+    return {"strategy": partition.strategy, "sizes": partition.sizes, "prompts": prompts, "layers": layers}
+
+
+def orders_in(found: Mapping[str, Any]) -> dict[int, Order]:
+    """Layer -> theirs in the sequence of ours, of what partition.json holds."""
+    return {
+        layer["layer"]: tuple(expert for group in layer["groups"] for expert in group["experts"])
+        for layer in found["layers"]
+    }
+
+
+def renumbered(usage: Usage, order: Order) -> Usage:
+    """As it is of our experts."""
+    columns = list(order)
+    return replace(usage, mass_KE=usage.mass_KE[:, columns], load_KE=usage.load_KE[:, columns])
+
+
+def _rounded(usage: Usage) -> Usage:
+    mass, load = (torch.round(use, decimals=_DIGITS) for use in (usage.mass_KE, usage.load_KE))
+    return replace(usage, mass_KE=mass, load_KE=load)
+
+
+def _uses(usage: Usage) -> dict[str, dict[str, Any]]:
+    """Of the kinds that were seen."""
+    seen = [(number, kind) for number, kind in enumerate(KINDS) if usage.tokens_K[number]]
+    tables = {"mass": usage.mass_KE, "load": usage.load_KE}
+    return {what: {kind: use_KE[number].numpy() for number, kind in seen} for what, use_KE in tables.items()}
