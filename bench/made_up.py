@@ -36,9 +36,9 @@ class Language:
         }  # fmt: skip
         self._seed = seed
 
-    def sequence(self, size: int, length: int, draw: np.random.Generator) -> list[int]:
-        """Words or units of one topic or voice."""
-        table = self._next[size][draw.integers(TABLES)]
+    def sequence(self, size: int, length: int, draw: np.random.Generator, tables: int = TABLES) -> list[int]:
+        """Words or units of one topic or voice, out of so many."""
+        table = self._next[size][draw.integers(tables)]
         which = draw.choice(len(CHANCES), length, p=CHANCES)
         found = [int(draw.integers(size))]
         while len(found) < length:
@@ -63,18 +63,21 @@ class Language:
         from tokenizers import Tokenizer, models, pre_tokenizers
 
         special = {self.tokens.bos_id: "<s>", self.tokens.eos_id: "</s>"}
-        made = Tokenizer(models.WordLevel({word(n): n for n in range(WORDS)} | {name: n for n, name in special.items()}))
+        made = Tokenizer(
+            models.WordLevel({word(n): n for n in range(WORDS)} | {name: n for n, name in special.items()})
+        )
         made.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
         return made.to_str()
 
     def lines(self, kind: str, count: int, length: int) -> list[str]:
-        """Held-out documents as calibration files have them: words, or units as the release writes them."""
-        found = []
-        for number in range(count):
-            ids = self.document(kind, length, -1 - number).ids
-            units = [self.tokens.unit_of_id(id) for id in ids if id in self.tokens.unit_ids]
-            found.append("".join(f"[Hu{unit}]" for unit in units) or " ".join(word(id) for id in ids if id < WORDS))
-        return found
+        """As calibration files have them, and nobody else has seen: words, units as published, or transcripts, which
+        are words that keep to few topics.
+        """
+        draw = np.random.default_rng([self._seed, 3, len(kind)])
+        if kind == "audio":
+            return [self.tokens.units_to_text(self.sequence(UNITS, length, draw)) for _ in range(count)]
+        few = TABLES // 4 if kind == "transcript" else TABLES
+        return [" ".join(map(word, self.sequence(WORDS, length, draw, few))) for _ in range(count)]
 
 
 def word(number: int) -> str:

@@ -1,4 +1,4 @@
-"""Where an import begins, by partition and by gate: losses of the base model and of what is made of it, before any step.
+"""Where an import begins, by partition and by gate: losses of a base model, and of what is made of it before any step.
 
     .venv/bin/python bench/partition.py [--scale ci] [--out docs/partition]
 
@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from made_up import KINDS, Language
+from safetensors.torch import load_file, save_file
 
 from megatron_most.checkpoint import LocalTensors, Saver, Shelf, TensorReader, find_pieces, read_record
-from megatron_most.config import RunConfig, dump, load_recipe, replace
+from megatron_most.config import dump, load_recipe, replace
 from megatron_most.convert import ExportOptions, open_ours, prepare_export, run_convert_ckpt, run_export
 from megatron_most.data import PackedBatch, pack_rows
 from megatron_most.engine import PlainEngine, Session, make_plan, open_session
@@ -34,6 +35,7 @@ STRATEGIES = ("index", "alternate", "load", "affinity")
 GATES = ("masked_softmax", "masked_softmax, constant 1", "reference")
 BASES: dict[str, tuple[str, ...]] = {"text and speech": KINDS, "text alone": ("text",)}
 RATE, LENGTH, ROWS = 6e-3, 96, 12
+CALIBRATION = 96  # documents of a kind
 say = get_logger(__name__).info
 
 
@@ -68,8 +70,6 @@ class Row:
     text: float
     audio: float
     mixed: float
-    mass: Mapping[str, float]
-    """Of each group, the mean over layers."""
 
 
 def main() -> None:
@@ -96,7 +96,7 @@ def main() -> None:
 
 def markdown(row: Row, rows: Sequence[Row]) -> str:
     """Losses, and what they are above the base's."""
-    [base] = [one for one in rows if (one.base, one.seed, one.strategy) == (row.base, row.seed, "none")]
+    base = start_of(row, rows)
     cells = [f"{getattr(row, kind):.3f}" for kind in KINDS]
     if row is not base:
         cells = [f"{cell} ({getattr(row, k) - getattr(base, k):+.3f})" for cell, k in zip(cells, KINDS, strict=True)]
@@ -113,20 +113,114 @@ def compare(folder: Path, base: str, seed: int, scale: Scale) -> Iterator[Row]:
     with open_session(config) as session:
         set_threads(1)  # a model this small gains nothing from more
         learn(session, language, BASES[base], folder / "run", scale.steps, base)
-    export(language, folder / "run", folder / "hf")
-    speech = "audio" if "audio" in BASES[base] else "text"
-    for name, kind in (("text", "text"), ("audio", speech)):
-        lines = language.lines(kind, 4 * scale.held_out, LENGTH)
+    knows_speech = "audio" in BASES[base]
+    export(language, folder / "run", folder / "hf", knows_speech)
+    for name, kind in (("text", "text"), ("audio", "audio" if knows_speech else "transcript")):
+        lines = language.lines(kind, CALIBRATION, LENGTH)
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
-    for strategy in STRATEGIES:
-        files = [f"--{name}={folder / name}.txt" for name in ("text", "audio")]
+    for strategy in ("none", *STRATEGIES):
         where = ["--source", str(folder / "hf"), "--out", str(folder / strategy)]
-        run_convert_ckpt(["import", *where, "--partition.strategy", strategy, *files])
+        files = [f"--{name}={folder / name}.txt" for name in ("text", "audio")]
+        chosen = [] if strategy == "none" else ["--partition.strategy", strategy, *files]
+        run_convert_ckpt(["import", *where, *chosen])
     with open_session(config) as session:
         set_threads(1)
-        held_out = {kind: held_out_batch(language, kind, scale.held_out) for kind in KINDS}
-        yield Row(base=base, seed=seed, strategy="none", gate="", mass={}, **losses(session, folder / "hf-ours", held_out, ""))
-        for strategy in STRATEGIES:
-            for gate in GATES:
-                found = losses(session, folder / strategy, held_out, gate)
-                yield Row(base=base, seed=seed, strategy=strategy, gate=gate, mass={}, **found)
+        held_out = {kind: batch(language, [(kind, -1 - n) for n in range(scale.held_out)]) for kind in KINDS}
+        for strategy in ("none", *STRATEGIES):
+            for gate in GATES if strategy != "none" else ("",):
+                found = losses(session, folder / strategy, gate, held_out)
+                yield Row(base=base, seed=seed, strategy=strategy, gate=gate, **found)
+
+
+def batch(language: Language, rows: Sequence[tuple[str, int]]) -> PackedBatch:
+    """(kind, number) of each row."""
+    return pack_rows([[language.document(kind, LENGTH + 1, n)] for kind, n in rows], LENGTH, language.tokens)
+
+
+def learn(session: Session, language: Language, kinds: Sequence[str], folder: Path, steps: int, words: str) -> None:
+    plan = session.plan
+    engine = PlainEngine(build_model(plan, session.groups), plan, session.groups)
+    for step in progress(range(steps), words, "step"):
+        rows = [(kinds[row % len(kinds)], step * ROWS + row) for row in range(ROWS)]
+        report = engine.step([batch(language, rows)], RATE * (1 - step / steps))
+        if step % 100 == 0 or step == steps - 1:
+            say("%s: step %d, loss %.3f", words, step, report.loss)
+    pieces = find_pieces(engine.model, plan.moe.expert_at if plan.moe else ())
+    saver = Saver(Shelf(folder / "checkpoints"), pieces, None, keep=1, versions=find_versions())
+    weights = [found for found in engine.state() if found[0] == "weight"]
+    texts = {"resolved.toml": dump(plan.config), "token_map.json": language.tokens.to_json()}
+    saver.write(saver.snapshot(steps, weights, {"updates": steps}, texts))
+    saver.wait()
+
+
+def export(language: Language, run: Path, out: Path, knows_speech: bool) -> None:
+    """As a Hugging Face folder; without the rows of units where they mean nothing yet."""
+    run_export(prepare_export(open_ours(run), ExportOptions(family="deepseek_v2")), out)
+    (out / "tokenizer.json").write_text(language.tokenizer())
+    if knows_speech:
+        return
+    path, rows = out / "model.safetensors", language.tokens.backbone_vocab_size
+    tensors = {name: t[:rows].clone() if t.size(0) == language.tokens.vocab_size else t
+               for name, t in load_file(path).items()}  # fmt: skip
+    save_file(tensors, path, {"format": "pt"})
+    config = json.loads((out / "config.json").read_text())
+    (out / "config.json").write_text(json.dumps({**config, "vocab_size": rows}))
+
+
+def losses(session: Session, folder: Path, gate: str, held_out: Mapping[str, PackedBatch]) -> dict[str, float]:
+    """Nats a token on each kind of documents: of a checkpoint as it is, or under a gate."""
+    changes: dict[str, Any] = {name: value for name, value in SMALL.items() if name.startswith("train.")}
+    changes |= {"engine.kind": "plain", "engine.precision": "fp32"}
+    changes |= {"moe.gate": gate.partition(",")[0]} if gate else {}
+    plan = make_plan(replace(load_recipe(folder / "resolved.toml"), changes), 1, session.device)
+    model = build_model(plan, session.groups)
+    pieces = find_pieces(model, plan.moe.expert_at if plan.moe else ())
+    LocalTensors(TensorReader(folder, read_record(folder)), pieces).fill(model)
+    if gate == GATES[1]:
+        for router in routers(model):
+            assert router.group_constant is not None, "masked_softmax has one"
+            router.group_constant.fill_(1.0)
+    engine = PlainEngine(model, plan, session.groups)
+    return {kind: float(engine.evaluate([rows]).mean) for kind, rows in held_out.items()}
+
+
+def draw(rows: Sequence[Row], path: Path) -> None:
+    """A row of panels a base, a panel a kind: what each import loses above the base, by strategy and gate."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
+    matplotlib.rcParams.update({"svg.hashsalt": "partition", "svg.fonttype": "none", "font.size": 9})
+    bases = list(dict.fromkeys(row.base for row in rows))
+    figure = Figure(figsize=(9, 2.6 * len(bases)), layout="constrained")
+    panels = figure.subplots(len(bases), len(KINDS), squeeze=False)
+    grey = "#808080"  # legible on a light page and on a dark one
+    for line, base in zip(panels, bases, strict=True):
+        for panel, kind, words in zip(line, KINDS, ("text", "speech", "both"), strict=True):
+            for place, (gate, colour) in enumerate(zip(GATES, ("#3b82c4", "#d8741f", "#8a63d2"), strict=True)):
+                means = []
+                for strategy in STRATEGIES:
+                    mine = [row for row in rows if (row.base, row.strategy, row.gate) == (base, strategy, gate)]
+                    above = [getattr(row, kind) - getattr(start_of(row, rows), kind) for row in mine]
+                    means.append(sum(above) / len(above))
+                x = [n + 0.26 * (place - 1) for n in range(len(STRATEGIES))]
+                panel.bar(x, means, 0.24, color=colour, label=gate)
+            panel.axhline(0, color=grey, linewidth=0.8)
+            panel.set_xticks(range(len(STRATEGIES)), STRATEGIES, color=grey)
+            panel.set_title(f"{base}: loss on {words}", fontsize=9, color=grey)
+            panel.tick_params(colors=grey)
+            panel.spines[["top", "right"]].set_visible(False)
+            panel.spines[["left", "bottom"]].set_color(grey)
+    for line in panels:
+        line[0].set_ylabel("nats above the base", color=grey)
+    panels[0][0].legend(fontsize=7, frameon=False, labelcolor=grey)
+    figure.savefig(path, transparent=True, metadata={"Date": None})
+
+
+def start_of(row: Row, rows: Sequence[Row]) -> Row:
+    """The base that it was made of."""
+    [base] = [one for one in rows if (one.base, one.seed, one.strategy) == (row.base, row.seed, "none")]
+    return base
+
+
+if __name__ == "__main__":
+    run_command(main)

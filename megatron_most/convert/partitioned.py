@@ -108,7 +108,7 @@ def prepare_partition(
         raise CheckpointError(f"{folder}: no tokenizer.json, so no text can be given to the model; put its own there")
     parts = []
     if tokenizer is not None:
-        lines, source = read_lines(text or BUILT_IN), str(text or "text of this package")
+        lines, source = read_lines(text or BUILT_IN), "a page of ours" if text is None else text.name
         parts.append(text_prompts(lines, tokenizer, tokens, rows=ROWS, length=LENGTH, source=source))
     if audio is not None:
         parts.append(speech_prompts(audio, tokenizer, tokens, vocab=vocab, rows=ROWS, length=LENGTH))

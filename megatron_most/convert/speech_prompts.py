@@ -25,7 +25,7 @@ def speech_prompts(
     if not any(is_units):
         if tokenizer is None:
             raise DataError(f"{path}: transcripts need a tokenizer; put the model's tokenizer.json into its folder")
-        source = f"transcripts, {path}"
+        source = f"transcripts, {path.name}"
         return text_prompts(lines, tokenizer, tokens, rows=rows, length=length, source=source, kind="audio")
     if not all(is_units):
         kinds = ("units", "words") if is_units[0] else ("words", "units")
@@ -48,5 +48,5 @@ def speech_prompts(
     ids_BS = torch.cat([torch.full((count, 1), tokens.bos_id), cut], 1)
     tags_BS = torch.full_like(ids_BS, AUDIO)
     tags_BS[:, 0] = TEXT
-    kinds: tuple[Kind, ...] = ("audio",) * count
-    return Prompts(ids_BS, tags_BS, kinds, f"units, {path}")
+    rows_of: tuple[Kind, ...] = ("audio",) * count
+    return Prompts(ids_BS, tags_BS, rows_of, f"units, {path.name}")
