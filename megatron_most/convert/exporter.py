@@ -22,6 +22,7 @@ import torch
 from megatron_most.checkpoint import DTYPES, TensorFile
 from megatron_most.config import Plan
 from megatron_most.convert import card, hf_tokenizer
+from megatron_most.convert.export_checks import check_export
 from megatron_most.convert.families import Family, family_for, family_named, has_modalities
 from megatron_most.convert.families.fields import without_modalities
 from megatron_most.convert.families.most import ENCODER
@@ -58,6 +59,8 @@ class ExportOptions:
     aside: Path | None = None
     """MoST-C: the imported checkpoint that holds what was kept beside the model."""
     card: card.Card = card.Card()
+    gate: bool = True
+    """Compare logits with the checkpoint's before the folder gets its name."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,8 @@ class Export:
     config: dict[str, Any]
     files: list[OutFile]
     options: ExportOptions
+    folded: dict[int, float]
+    """What the experts of a layer are multiplied by, where a constant has no other place."""
 
     def __str__(self) -> str:
         return f"{self.family.name} from {self.ours.folder}, step {self.ours.record.step}: {describe_work(self.files)}"
@@ -104,7 +109,8 @@ def prepare_export(ours: Ours, options: ExportOptions) -> Export:
     parts = [part for found in links for part in _parts(ours, found, dtype, folded)]
     types = [str(part.dtype).removeprefix("torch.") for part in parts]
     config["torch_dtype"] = max(sorted(set(types)), key=types.count)
-    return Export(ours, family, plan, config, _shards(parts + list(_aside(ours, options)), options.shard_size), options)
+    files = _shards(parts + list(_aside(ours, options)), options.shard_size)
+    return Export(ours, family, plan, config, files, options, folded)
 
 
 def run_export(prepared: Export, out: Path) -> None:
@@ -251,4 +257,6 @@ def _finish(prepared: Export, tokenizer: hf_tokenizer.Files | None, folder: Path
     written["README.md"] = card.render(prepared.options.card, ours, plan, prepared.family.name, config)
     for name, text in {**written, **(tokenizer or {})}.items():
         write_atomically(folder / name, text)
+    if prepared.options.gate:
+        check_export(prepared, folder)
     (folder / JOB).unlink()

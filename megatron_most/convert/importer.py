@@ -19,17 +19,20 @@ from megatron_most.checkpoint import DTYPES, Record, StoredPiece, StoredTensor
 from megatron_most.config import Plan, count_parameters, dump
 from megatron_most.convert.families import HEAD, Family, family_of
 from megatron_most.convert.hf_folder import HfFolder
-from megatron_most.convert.partition import group_lines, ours_by_theirs
-from megatron_most.convert.partition_page import write_page
-from megatron_most.convert.partitioned import FILE as PARTITION
-from megatron_most.convert.partitioned import PAGE as PARTITION_PAGE
+from megatron_most.convert.import_checks import (
+    check_import,
+    measures_constants,
+    measuring_prompts,
+    set_constants,
+)
+from megatron_most.convert.partition import group_lines
 from megatron_most.convert.partitioned import (
     Partition,
     PartitionOptions,
-    find_partition,
-    orders_in,
     prepare_partition,
     read_partition,
+    share_out,
+    tell_of_it,
 )
 from megatron_most.convert.recipe import recipe_of
 from megatron_most.convert.shares import Place, plan_for, shares
@@ -38,7 +41,8 @@ from megatron_most.convert.tables import Link, link
 from megatron_most.convert.token_maps import FILE as TOKEN_MAP
 from megatron_most.convert.token_maps import find_token_map, token_changes
 from megatron_most.convert.writing import OutFile, Sums, describe_work, write_folder
-from megatron_most.runtime import sha256_file, write_atomically
+from megatron_most.errors import ConfigError
+from megatron_most.runtime import is_done, sha256_file, write_atomically
 from megatron_most.upstream import find_versions
 
 RECIPE, SOURCE, ASIDE = "resolved.toml", "source.json", "aside.safetensors"
@@ -65,8 +69,6 @@ class ImportOptions:
     groups: tuple[str, ...] = ()
     """The partition, as moe.groups has it ("text: 0-31"); not set = that of config.json, or one group for all."""
     partition: PartitionOptions = field(default_factory=PartitionOptions)
-    text: Path | None = None
-    """Lines of text that tell how the model uses its experts; not set = a page that comes with this package."""
     audio: Path | None = None
     """Utterances, a line each: all as units ([Hu7][Hu90]), for a model that knows them, or all as transcripts."""
     token_map: Path | None = None
@@ -77,6 +79,15 @@ class ImportOptions:
     """Take NaN and infinite weights as they are."""
     ignore: tuple[str, ...] = ()
     """Fields of config.json that are known to change nothing."""
+    constant: Literal["measured", "1"] = "measured"
+    """Of groups given here: what masked_softmax multiplies a group's weights by. measured: the base's mean in-group
+    mass on the text, so that training begins near the base; 1: as from scratch."""
+    text: Path | None = None
+    """What is measured on: lines of UTF-8, a thousand tokens of them are read; not set = a page that comes along."""
+    tokenizer: Path | None = None
+    """For the text; not set = tokenizer.json of the folder."""
+    gate: bool = True
+    """Compare logits with transformers before the checkpoint gets its name."""
 
 
 @dataclass(frozen=True)
@@ -88,13 +99,17 @@ class Import:
     plan: Plan
     by_name: dict[str, Link]
     """By which files are read; a partition renumbers experts here before the first of them is."""
+    reader: HfSource
     files: list[OutFile]
     places: list[list[Place]]
     dtypes: dict[str, torch.dtype]
     options: ImportOptions
     partition: Partition | None
-    base: Plan
-    """Of the model as it is in the folder."""
+
+    @property
+    def gives_groups(self) -> bool:
+        """Whether it makes another model of its source on purpose."""
+        return bool(self.options.groups) or self.partition is not None
 
     @property
     def links(self) -> list[Link]:
@@ -117,9 +132,9 @@ def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
     changes: dict[str, Any] = token_changes(tokens, (options.token_map or out / TOKEN_MAP).absolute())
     changes |= {f"layout.{name}": value for name, value in vars(options.layout).items()}
     recipe = partial(recipe_of, family, source.settings, name=out.name, ignored=options.ignore)
-    base, groups, sizes = recipe(changes=changes), list(options.groups), dict[str, int]()
+    groups, sizes = list(options.groups), dict[str, int]()
     if options.partition.strategy or options.partition.sizes:
-        sizes = read_partition(options.partition, base, groups, str(source.folder))
+        sizes = read_partition(options.partition, recipe(changes=changes), groups, str(source.folder))
         groups = group_lines(sizes)
     if groups:
         changes |= {"moe.groups": groups, "moe.shared_only_tags": _shared_only(groups)}
@@ -139,21 +154,17 @@ def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
     files = [_file(number, share, by_name, dtypes, reader) for number, share in enumerate(places) if share]
     partition = None
     if sizes:
-        partition = prepare_partition(
-            options.partition,
-            sizes,
-            source.folder,
-            tokens,
-            vocab=vocab,
-            text=options.text,
-            audio=options.audio,
-            out=out,
-        )
+        partition = prepare_partition(options, sizes, source.folder, tokens, vocab=vocab, out=out)
     if aside:
         kept = {name: (source.dtype(name), source.shape(name)) for name in aside}
         files.append(OutFile(ASIDE, kept, source.read))
-    own = plan_for(base, tokens)
-    return Import(source, family, plan, by_name, files, places, dtypes, options, partition, own)
+    made = Import(source, family, plan, by_name, reader, files, places, dtypes, options, partition)
+    if measures_constants(made) and (partition is None or partition.prompts is None):
+        measuring_prompts(made)  # for its errors
+    elif options.audio is not None and partition is None:
+        remedy = "give --partition.strategy, or --groups whose constants are measured"
+        raise ConfigError("audio", str(options.audio), "nothing here is measured on speech", remedy)
+    return made
 
 
 def run_import(prepared: Import, out: Path) -> bool:
@@ -163,41 +174,34 @@ def run_import(prepared: Import, out: Path) -> bool:
         "what": "import", "source": source.fingerprint(), "recipe": dump(prepared.plan.config), "dtype": options.dtype,
         "tokens": prepared.plan.tokens.hash, "allow_nonfinite": options.allow_nonfinite,
     }  # fmt: skip
+    constants: dict[str, Any] = {}
     begin: Callable[[Path], None] | None = None
     if prepared.partition is not None:
-        job["partition"] = prepared.partition.job
-        begin = partial(_choose_experts, prepared, prepared.partition)
-    finish = partial(_finish, prepared)
+        has_constants = measures_constants(prepared)
+        job["partition"] = prepared.partition.job | {"constants": has_constants}
+        begin = partial(share_out, prepared, has_constants)
+    elif measures_constants(prepared):
+        job["constants"] = measuring_prompts(prepared).sha256
+        if is_done(out, job):
+            return False
+        constants = {"constants": set_constants(prepared)}
+    finish = partial(_finish, prepared, constants)
     return write_folder(out, job, prepared.files, finish, f"import {prepared.family.name}", begin)
 
 
-def _choose_experts(prepared: Import, partition: Partition, folder: Path) -> None:
-    """From here on each layer's experts are read in the order of its partition."""
-    table, vocab = prepared.family.table, prepared.source.settings.integer("vocab_size")
-    allow = prepared.options.allow_nonfinite
-    read = HfSource(prepared.source, None, allow_nonfinite=allow).whole(link(table, prepared.base, hf_vocab=vocab))
-    orders = orders_in(find_partition(partition, prepared.base, prepared.plan, read, folder))
-    experts = {layer: ours_by_theirs(order) for layer, order in orders.items()}
-    renumbered = link(table, prepared.plan, hf_vocab=vocab, experts=experts)
-    prepared.by_name.update({found.name: found for found in renumbered})
-
-
-def _finish(prepared: Import, folder: Path, sums: Sums) -> None:
+def _finish(prepared: Import, constants: dict[str, Any], folder: Path, sums: Sums) -> None:
     config, tokens = prepared.plan.config, prepared.plan.tokens
-    about = {
+    about: dict[str, Any] = {
         "family": prepared.family.name,
         "folder": prepared.source.folder.resolve().name,
         "config": json.loads((prepared.source.folder / "config.json").read_bytes()),
         "new_rows": tokens.vocab_size - prepared.source.settings.integer("vocab_size"),
+        **constants,
     }
-    more = []
+    more: list[str] = []
     if prepared.partition is not None:
-        found = json.loads((folder / PARTITION).read_text())
-        about["partition"] = {"strategy": found["strategy"], "sizes": found["sizes"], "experts": orders_in(found)}
-        more = [PARTITION]
-        if prepared.partition.has_page:
-            write_page(folder / PARTITION_PAGE, f"{about['folder']}, by {found['strategy']}", found)
-            more.append(PARTITION_PAGE)
+        told, more = tell_of_it(prepared.partition, folder, about["folder"])
+        about |= told
     texts = {RECIPE: dump(config), TOKEN_MAP: tokens.to_json(), SOURCE: json.dumps(about, indent=1) + "\n"}
     for name, text in texts.items():
         write_atomically(folder / name, text)
@@ -213,7 +217,10 @@ def _finish(prepared: Import, folder: Path, sums: Sums) -> None:
         name: StoredTensor(shapes[name], str(prepared.dtypes[name]).removeprefix("torch."), tuple(found))
         for name, found in pieces.items()
     }
-    Record(step=0, attempt=0, tensors={"weight": stored}, files=sums, versions=find_versions()).save(folder)
+    record = Record(step=0, attempt=0, tensors={"weight": stored}, files=sums, versions=find_versions())
+    record.save(folder)
+    if prepared.options.gate:
+        check_import(prepared, folder, record)
 
 
 def _file(

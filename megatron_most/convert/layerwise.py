@@ -9,7 +9,7 @@ each module while it computes, so that a model runs in the memory of one expert 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -38,27 +38,20 @@ _EXPERT = re.compile(r"mlp\.experts\.local_experts\.(\d+)(?=\.)")
 
 
 @dataclass(frozen=True)
-class Routing:
-    """What a layer's router did with each token."""
-
-    probs_BSE: torch.Tensor
-    """Softmax over all experts, whatever the gate; by published id."""
-    chosen_BSE: torch.Tensor
-    """Which experts each token got."""
-
-
-@dataclass(frozen=True)
 class LayerOutput:
-    """The residual stream behind a layer."""
+    """The residual stream behind a layer, and what its router did, where it has one."""
 
     layer: int
     """From 0; -1: the embedding."""
     hidden_BSD: torch.Tensor
-    routing: Routing | None = None
+    chosen_BSE: torch.Tensor | None = None
+    """Which experts each token got, by published id."""
+    probs_BSE: torch.Tensor | None = None
+    """Softmax over all experts, whatever the gate."""
 
 
 @torch.no_grad()
-def run_layers(plan: Plan, read: Read, prompts: Prompts) -> Iterator[LayerOutput]:
+def run_layers(plan: Plan, read: Read, prompts: Prompts) -> Generator[LayerOutput, None, None]:
     """The embedding's output, then every layer's, in float32. Exhaust it or close it: process groups are open."""
     plan = plan_for(change(plan.config, ONE_RANK), plan.tokens)
     with _alone(plan) as groups:
@@ -69,8 +62,9 @@ def run_layers(plan: Plan, read: Read, prompts: Prompts) -> Iterator[LayerOutput
             is_dense = plan.moe is None or layer in plan.config.moe.dense_layers
             if is_dense not in stages:
                 stages[is_dense] = _Stage(plan, groups, is_dense, read)
-            x_SBD, routing = stages[is_dense].run(layer, x_SBD, prompts)
-            yield LayerOutput(layer, x_SBD.transpose(0, 1), routing)
+            output = stages[is_dense].run(layer, x_SBD, prompts)
+            yield output
+            x_SBD = output.hidden_BSD.transpose(0, 1)
 
 
 @torch.no_grad()
@@ -95,7 +89,7 @@ class _Stage:
 
     def __init__(self, plan: Plan, groups: Groups, is_dense: bool, read: Read) -> None:
         self.tokens, self.layer = plan.tokens, 0
-        self.routing: Routing | None = None
+        self.routing: dict[str, torch.Tensor] = {}
         alone: dict[str, Any] = {"model.num_layers": 1, "moe.dense_layers": []}
         if is_dense:
             alone["moe.num_experts"] = 0  # to the config a model whose only layer is dense has no experts
@@ -110,10 +104,11 @@ class _Stage:
             if names := [name for name, _ in own if f"{path}.{name}" in state]:
                 lend(module, names, partial(self._read, read, _whole_path(path, expert_at)))
 
-    def run(self, layer: int, x_SBD: torch.Tensor, prompts: Prompts) -> tuple[torch.Tensor, Routing | None]:
-        self.layer, self.routing = layer, None
+    def run(self, layer: int, x_SBD: torch.Tensor, prompts: Prompts) -> LayerOutput:
+        self.layer, self.routing = layer, {}
         self.model.set_input_tensor(x_SBD)
-        return self.model(prompts.batch(self.tokens), with_labels=False), self.routing
+        hidden_SBD = self.model(prompts.batch(self.tokens), with_labels=False)
+        return LayerOutput(layer, hidden_SBD.transpose(0, 1), **self.routing)
 
     def _read(self, read: Read, at: str, name: str) -> torch.Tensor:
         return read(f"decoder.layers.{self.layer}.{at}.{name}")
@@ -121,7 +116,8 @@ class _Stage:
     def _look(self, router: ModalityRouter, inputs: Any, outputs: Any) -> None:
         logits_SBE, (_, map_TE) = router.gating(inputs[0]), outputs
         chosen_SBE = map_TE[:, router.tables.slot_of_E].view_as(logits_SBE)
-        self.routing = Routing(logits_SBE.softmax(-1).transpose(0, 1), chosen_SBE.transpose(0, 1))
+        by_name = {"chosen_BSE": chosen_SBE, "probs_BSE": logits_SBE.softmax(-1)}
+        self.routing = {name: of_SBE.transpose(0, 1) for name, of_SBE in by_name.items()}
 
 
 def _whole_path(path: str, expert_at: tuple[int, ...]) -> str:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 
 from megatron_most.config import Plan
-from megatron_most.convert.layerwise import Routing, final_norm, head_blocks, run_layers
+from megatron_most.convert.layerwise import final_norm, head_blocks, run_layers
 from megatron_most.convert.lent import Read
 from megatron_most.convert.prompts import Prompts
 from megatron_most.errors import CheckpointError
@@ -55,8 +55,8 @@ def measure_usage(plan: Plan, read: Read, prompts: Prompts) -> list[Usage]:
     with Meter(plan.config.model.num_layers + 1, "measure experts", describe_layers) as meter:
         found = []
         for output in run_layers(plan, read, prompts):
-            if output.routing is not None:
-                found.append(_usage(output.layer, output.routing, prompts))
+            if output.probs_BSE is not None and output.chosen_BSE is not None:
+                found.append(_usage(output.layer, output.probs_BSE, output.chosen_BSE, prompts))
             meter.advance(1)
     return found
 
@@ -107,12 +107,12 @@ def describe_layers(done: float, total: float, seconds: float) -> str:
     return f"{done:.0f} of {total:.0f} layers, {seconds:.0f} s"
 
 
-def _usage(layer: int, routing: Routing, prompts: Prompts) -> Usage:
+def _usage(layer: int, probs_BSE: torch.Tensor, chosen_BSE: torch.Tensor, prompts: Prompts) -> Usage:
     tokens, mass, load = [], [], []
     for kind in KINDS:
         is_counted_BS = prompts.is_of_kind(kind)
-        probs, chosen = routing.probs_BSE[is_counted_BS].double(), routing.chosen_BSE[is_counted_BS].double()
-        tokens.append(len(probs))
-        mass.append(probs.sum(0) / max(1, len(probs)))
-        load.append(chosen.sum(0) / chosen.sum().clamp(min=1))
+        probs_TE, chosen_TE = probs_BSE[is_counted_BS].double(), chosen_BSE[is_counted_BS].double()
+        tokens.append(len(probs_TE))
+        mass.append(probs_TE.sum(0) / max(1, len(probs_TE)))
+        load.append(chosen_TE.sum(0) / chosen_TE.sum().clamp(min=1))
     return Usage(layer, tuple(tokens), torch.stack(mass), torch.stack(load))

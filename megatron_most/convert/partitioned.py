@@ -10,25 +10,37 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from megatron_most.config import Plan, RunConfig
 from megatron_most.convert.families import has_modalities
-from megatron_most.convert.lent import Read
 from megatron_most.convert.measure import KINDS, Usage, constants_of, measure_usage
-from megatron_most.convert.partition import MEASURED, Order, Strategy, order_of, read_sizes, require_choosable
-from megatron_most.convert.partition_page import describe
-from megatron_most.convert.prompts import BUILT_IN, Prompts, joined, read_lines, text_prompts, tokenizer_in
+from megatron_most.convert.partition import (
+    MEASURED,
+    Order,
+    Strategy,
+    order_of,
+    ours_by_theirs,
+    read_sizes,
+    require_choosable,
+)
+from megatron_most.convert.partition_page import describe, write_page
+from megatron_most.convert.prompts import BUILT_IN, Prompts, joined, read_lines, text_prompts, tokenizer_at
+from megatron_most.convert.readers import CONSTANT, as_base, read_import
 from megatron_most.convert.speech_prompts import speech_prompts
+from megatron_most.convert.tables import link
 from megatron_most.errors import CheckpointError, ConfigError
 from megatron_most.runtime import write_atomically
 from megatron_most.runtime.page import require_page
 from megatron_most.vocab import TokenMap
 
+if TYPE_CHECKING:
+    from megatron_most.convert.importer import Import, ImportOptions
+
 FILE, PAGE = "partition.json", "partition.html"
-ROWS, LENGTH = 16, 256
+ROWS, LENGTH = 16, 128
 """Of prompts of a kind."""
 _DIGITS = 6  # of a share: threads add in another order
 
@@ -93,44 +105,53 @@ def read_partition(options: PartitionOptions, base: RunConfig, groups: Sequence[
 
 
 def prepare_partition(
-    options: PartitionOptions, sizes: dict[str, int], folder: Path, tokens: TokenMap, *, vocab: int,
-    text: Path | None, audio: Path | None, out: Path,
-) -> Partition:  # fmt: skip
+    options: ImportOptions, sizes: dict[str, int], folder: Path, tokens: TokenMap, *, vocab: int, out: Path
+) -> Partition:
     """Everything that can be checked before a weight is read. `vocab`: rows of the model's own vocabulary."""
-    assert options.strategy is not None, "read_partition refuses it"
-    if options.page:
+    strategy, text, audio = options.partition.strategy, options.text, options.audio
+    assert strategy is not None, "read_partition refuses it"
+    if options.partition.page:
         require_page(out / PAGE, "or do without it: --partition.no-page")
-    if options.strategy == "affinity" and audio is None:
+    if strategy == "affinity" and audio is None:
         remedy = "give --audio FILE: utterances, a line each, as units or (for a model that knows none) transcripts"
         raise ConfigError("partition.strategy", "affinity", "needs to see how speech uses the experts", remedy)
-    tokenizer = tokenizer_in(folder)
-    if tokenizer is None and (options.strategy in MEASURED or text is not None):
-        raise CheckpointError(f"{folder}: no tokenizer.json, so no text can be given to the model; put its own there")
+    tokenizer = tokenizer_at(options.tokenizer or folder)
+    if tokenizer is None and (strategy in MEASURED or text is not None):
+        wrong = "no tokenizer.json, so no text can be given to the model"
+        raise CheckpointError(f"{folder}: {wrong}; give the model's own with --tokenizer FOLDER")
     parts = []
     if tokenizer is not None:
         lines, source = read_lines(text or BUILT_IN), "a page of ours" if text is None else text.name
         parts.append(text_prompts(lines, tokenizer, tokens, rows=ROWS, length=LENGTH, source=source))
     if audio is not None:
         parts.append(speech_prompts(audio, tokenizer, tokens, vocab=vocab, rows=ROWS, length=LENGTH))
-    return Partition(options.strategy, sizes, joined(*parts) if parts else None, options.page)
+    return Partition(strategy, sizes, joined(*parts) if parts else None, options.partition.page)
 
 
-def find_partition(partition: Partition, base: Plan, plan: Plan, read: Read, folder: Path) -> dict[str, Any]:
-    """Measure, choose, and write FILE into the folder; where it is there already, from an earlier try, what is in it.
-
-    base: plan of the model as it is read by `read`; plan: of what it becomes.
+def share_out(prepared: Import, has_constants: bool, folder: Path) -> None:
+    """Find the partition, or take the one that an earlier try has left in the folder. From here on each layer's experts
+    are read in the order of theirs, and if it has constants, their groups' are those that were measured.
     """
-    path = folder / FILE
-    if path.exists():
-        return json.loads(path.read_text())
-    usages = [] if partition.prompts is None else measure_usage(base, read, partition.prompts)
-    found = choose(partition, plan, usages)
-    write_atomically(path, json.dumps(found, indent=1) + "\n")
-    return found
+    partition = prepared.partition
+    assert partition is not None, "asked for"
+    if not (folder / FILE).exists():
+        usages: list[Usage] = []
+        if partition.prompts is not None:
+            base, read = as_base(prepared.plan, read_import(prepared.reader, prepared.links))
+            usages = measure_usage(base, read, partition.prompts)
+        found = choose(partition, prepared.plan, usages, has_constants=has_constants)
+        write_atomically(folder / FILE, json.dumps(found, indent=1) + "\n")
+    layers = _read(folder)["layers"]
+    table, vocab = prepared.family.table, prepared.source.settings.integer("vocab_size")
+    renumbered = link(table, prepared.plan, hf_vocab=vocab, experts=experts_in(folder))
+    prepared.by_name.update({found.name: found for found in renumbered})
+    for layer in layers:
+        if values := [group["constant"] for group in layer["groups"] if "constant" in group]:
+            prepared.reader.buffers[f"decoder.layers.{layer['layer']}{CONSTANT}"] = torch.tensor(values)
 
 
-def choose(partition: Partition, plan: Plan, usages: Sequence[Usage]) -> dict[str, Any]:
-    """What partition.json holds."""
+def choose(partition: Partition, plan: Plan, usages: Sequence[Usage], *, has_constants: bool) -> dict[str, Any]:
+    """What partition.json holds. `plan` is of what the model becomes."""
     measured = {usage.layer: _rounded(usage) for usage in usages}
     layers = []
     for layer in sorted({*range(plan.config.model.num_layers)} - {*plan.config.moe.dense_layers}):
@@ -138,9 +159,9 @@ def choose(partition: Partition, plan: Plan, usages: Sequence[Usage]) -> dict[st
         uses = {} if usage is None else _uses(usage)
         order = order_of(partition.strategy, partition.sizes, uses.get(MEASURED.get(partition.strategy, ""), {}))
         constants = dict[str, float]()
-        if usage is not None and plan.moe is not None:
-            values = constants_of(plan, [renumbered(usage, order)]).get(layer, [])
-            constants = dict(zip(plan.moe.group_names, values, strict=False))
+        if usage is not None and has_constants:
+            values = constants_of(plan, [renumbered(usage, order)])[layer]
+            constants = dict(zip(partition.sizes, values, strict=True))
         layers.append({"layer": layer, **describe(partition.sizes, order, uses, constants)})
     prompts: dict[str, Any] = {}
     if partition.prompts is not None and usages:
@@ -150,8 +171,36 @@ def choose(partition: Partition, plan: Plan, usages: Sequence[Usage]) -> dict[st
     return {"strategy": partition.strategy, "sizes": partition.sizes, "prompts": prompts, "layers": layers}
 
 
-def orders_in(found: Mapping[str, Any]) -> dict[int, Order]:
-    """Layer -> theirs in the sequence of ours, of what partition.json holds."""
+def experts_in(folder: Path) -> dict[int, list[int]]:
+    """Layer -> for each of their experts which of ours it is, by the FILE in it."""
+    return {layer: ours_by_theirs(order) for layer, order in _orders(_read(folder)).items()}
+
+
+def tell_of_it(partition: Partition, folder: Path, name: str) -> tuple[dict[str, Any], list[str]]:
+    """What source.json says of it, and the files that tell more; the page is drawn here."""
+    found = _read(folder)
+    told: dict[str, Any] = {"strategy": found["strategy"], "sizes": found["sizes"], "experts": _orders(found)}
+    files = [FILE]
+    if partition.has_page:
+        write_page(folder / PAGE, f"{name}, by {found['strategy']}", found)
+        files.append(PAGE)
+    constants = {
+        layer["layer"]: [group["constant"] for group in layer["groups"]]
+        for layer in found["layers"] if all("constant" in group for group in layer["groups"])
+    }  # fmt: skip
+    if not constants:
+        return {"partition": told}, files
+    prompts = found["prompts"]
+    how = {"measured_on": prompts["source"], "sha256": prompts["sha256"], "groups": list(found["sizes"])}
+    return {"partition": told, "constants": {**how, "tokens": prompts["tokens"], "layers": constants}}, files
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / FILE).read_text())
+
+
+def _orders(found: Mapping[str, Any]) -> dict[int, Order]:
+    """Layer -> theirs in the sequence of ours."""
     return {
         layer["layer"]: tuple(expert for group in layer["groups"] for expert in group["experts"])
         for layer in found["layers"]

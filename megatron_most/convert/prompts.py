@@ -17,6 +17,8 @@ from typing import Literal
 import numpy as np
 import torch
 
+from megatron_most.config import Plan
+from megatron_most.convert.families import has_modalities
 from megatron_most.data import PackedBatch, TextTokenizer, check_text_ids, load_tokenizer
 from megatron_most.errors import DataError
 from megatron_most.runtime import read_file
@@ -72,9 +74,11 @@ class Prompts:
         return replace(self, wave_BSF=torch.randn(*self.ids_BS.shape, width, generator=draw), is_wave_BS=is_wave_BS)
 
 
-def tokenizer_in(folder: Path) -> TextTokenizer | None:
-    """The tokenizer of a model's folder; None where it has no tokenizer.json."""
-    return load_tokenizer(folder / "tokenizer.json") if (folder / "tokenizer.json").is_file() else None
+def tokenizer_at(path: Path) -> TextTokenizer | None:
+    """A tokenizer's file, or the one in a model's folder; None where that has no tokenizer.json."""
+    if path.is_dir() and not (path / "tokenizer.json").is_file():
+        return None
+    return load_tokenizer(path)
 
 
 def read_lines(path: Path) -> list[str]:
@@ -126,6 +130,31 @@ def random_prompts(
         return [*pairs, (tokens.begin_audio_id, AUDIO), *units, (tokens.end_audio_id, AUDIO)]
 
     return _rows([row(kind) for kind in kinds], tuple(kinds), "random ids")
+
+
+def calibration_prompts(text: Path | None, tokenizer: Path, tokens: TokenMap) -> Prompts | None:
+    """What means are measured on: about a thousand tokens; None where no tokenizer is there."""
+    if (loaded := tokenizer_at(tokenizer)) is None:
+        return None
+    lines, source = read_lines(text or BUILT_IN), "a page of ours" if text is None else text.name
+    return text_prompts(lines, loaded, tokens, rows=8, length=128, source=source)
+
+
+def gate_prompts(plan: Plan, text: Path | None, tokenizer: Path | None, vocab: int) -> Prompts:
+    """What two models are compared on: 256 tokens below `vocab`, of all kinds that the model tells apart."""
+    tokens, length = plan.tokens, 32
+    kinds: list[Kind] = ["text"] * 8
+    if has_modalities(plan.config):
+        kinds = ["text", "text", "text", "audio", "audio", "mixed", "mixed", "mixed"]
+    loaded = None if tokenizer is None else tokenizer_at(tokenizer)
+    found = random_prompts(tokens, kinds, length=length, vocab=vocab)
+    if loaded is not None:
+        lines, source = read_lines(text or BUILT_IN), "a page of ours" if text is None else text.name
+        rows = text_prompts(lines, loaded, tokens, rows=kinds.count("text"), length=length, source=source)
+        others = [kind for kind in kinds if kind != "text"]
+        parts = [rows, *([random_prompts(tokens, others, length=length, vocab=vocab)] if others else [])]
+        found = joined(*parts)
+    return found.with_wave(plan.config.model.wave_size) if plan.config.model.wave_size else found
 
 
 def joined(*parts: Prompts) -> Prompts:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import torch
 
+from megatron_most.checkpoint import Piece, TensorReader
 from megatron_most.config import Plan, replace
 from megatron_most.convert.families import has_modalities
 from megatron_most.convert.families.fields import without_modalities
@@ -25,6 +26,17 @@ def read_import(source: HfSource, links: Sequence[Link]) -> Read:
         link = by_name[name]
         count, rest = link.shape[0] if rows is None else rows, link.shape[1:]
         return source.read(link, (first, *[0] * len(rest)), (count, *rest))
+
+    return read
+
+
+def read_files(reader: TensorReader) -> Read:
+    """As they are stored."""
+
+    def read(name: str, first: int = 0, rows: int | None = None) -> torch.Tensor:
+        whole = reader.record.tensors["weight"][name].shape
+        start, shape = (first, *[0] * (len(whole) - 1)), (whole[0] if rows is None else rows, *whole[1:])
+        return reader.read("weight", Piece(name, whole, start, shape, "", (0,) * len(whole)))
 
     return read
 

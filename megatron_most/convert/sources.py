@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterable
 
 import torch
 
@@ -28,16 +27,8 @@ class HfSource:
         self.folder, self._dtype = folder, dtype
         self._allow_nonfinite, self._seed = allow_nonfinite, seed
         self._new_rows: dict[str, torch.Tensor] = {}
-
-    def whole(self, links: Iterable[Link]) -> Callable[..., torch.Tensor]:
-        """read(name, first=0, rows=None): rows of whole tensors of ours, all of them by default."""
-        by_name = {link.name: link for link in links}
-
-        def read(name: str, first: int = 0, rows: int | None = None) -> torch.Tensor:
-            length, *rest = by_name[name].shape
-            return self.read(by_name[name], (first, *[0] * len(rest)), (length if rows is None else rows, *rest))
-
-        return read
+        self.buffers: dict[str, torch.Tensor] = {}
+        """What buffers of ours alone hold, where that is not `value` of their row; whole ones, by name."""
 
     def dtype(self, link: Link) -> torch.dtype:
         """Of all boxes of a tensor. Our own buffers stay as they are: they are few, and in float32."""
@@ -54,7 +45,8 @@ class HfSource:
 
     def read(self, link: Link, start: Shape, shape: Shape) -> torch.Tensor:
         if not link.parts:
-            return torch.full(shape, link.row.value)
+            whole = self.buffers.get(link.name, torch.full(link.shape, link.row.value))
+            return whole[tuple(slice(s, s + n) for s, n in zip(start, shape, strict=True))]
         first, last = start[0], start[0] + shape[0]
         columns = tuple(slice(s, s + n) for s, n in zip(start[1:], shape[1:], strict=True))
         pieces, at = [], first

@@ -48,5 +48,5 @@ def speech_prompts(
     ids_BS = torch.cat([torch.full((count, 1), tokens.bos_id), cut], 1)
     tags_BS = torch.full_like(ids_BS, AUDIO)
     tags_BS[:, 0] = TEXT
-    rows_of: tuple[Kind, ...] = ("audio",) * count
-    return Prompts(ids_BS, tags_BS, rows_of, f"units, {path.name}")
+    kind: Kind = "audio"
+    return Prompts(ids_BS, tags_BS, (kind,) * count, f"units, {path.name}")

@@ -112,7 +112,7 @@ def test_the_release_is_read_as_its_gate_its_groups_and_wave_for_the_shared_expe
 
 def test_groups_can_be_given_to_a_model_that_has_none(tmp_path: Path) -> None:
     hf = make("deepseek_v2", tmp_path / "hf")
-    plan = prepare_import(hf, tmp_path / "out", ImportOptions(groups=("text: 0-3", "audio: 4-7"))).plan
+    plan = prepare_import(hf, tmp_path / "out", ImportOptions(groups=("text: 0-3", "audio: 4-7"), constant="1")).plan
     assert plan.moe is not None and plan.moe.gate == "masked_softmax" and plan.moe.group_names == ("text", "audio")
     assert plan.config.moe.shared_only_tags == ("wave",)
     with pytest.raises(ConfigError, match="moe.groups = .*owned by nobody: 7"):

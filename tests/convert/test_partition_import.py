@@ -49,7 +49,8 @@ def partitioned(folder: Path, out: Path, strategy: Any, **options: Any) -> Path:
     _, text, units = write_texts(folder)
     audio = {"audio": units} if strategy == "affinity" else {}
     of = PartitionOptions(strategy=strategy, **{k: options.pop(k) for k in ("sizes", "page") if k in options})
-    return apart(functools.partial(into_ours, folder, out, partition=of, text=text, **{**audio, **options}))
+    options = {"partition": of, "text": text, "constant": "measured", **audio, **options}
+    return apart(functools.partial(into_ours, folder, out, **options))
 
 
 @pytest.fixture(scope="module")
@@ -71,7 +72,8 @@ def found_in(folder: Path) -> Any:
 
 @pytest.mark.parametrize("strategy", ["index", "alternate", "load", "affinity"])
 def test_without_modalities_it_is_the_model_it_was(made: dict[str, Path], tmp_path: Path, strategy: str) -> None:
-    again = back(made[strategy], tmp_path / "again", family="deepseek_v2", drop_routing=True)
+    drop = {"family": "deepseek_v2", "drop_routing": True}
+    again = back(made[strategy], tmp_path / "again", **drop)
     torch.testing.assert_close(theirs(again), theirs(made["hf"]), atol=1e-4, rtol=1e-4)
     if strategy != "index":
         with pytest.raises(AssertionError):
@@ -97,14 +99,37 @@ def test_with_modalities_the_exported_model_equals_ours(made: dict[str, Path], t
 
 
 def test_by_index_the_files_are_those_of_groups(made: dict[str, Path], tmp_path: Path) -> None:
+    how: dict[str, Any] = {"text": made["hf"] / "text.txt", "partition": PartitionOptions(strategy="index")}
+    by_index = apart(functools.partial(into_ours, made["hf"], tmp_path / "by" / "index", **how))
     plain = into_ours(made["hf"], tmp_path / "index", groups=("text: 0-3", "audio: 4-7"))
     for name in ("weights-00000.safetensors", "resolved.toml", "token_map.json"):
-        assert (plain / name).read_bytes() == (made["index"] / name).read_bytes().replace(
-            str(made["index"]).encode(), str(plain).encode()
-        )
+        found = (by_index / name).read_bytes().replace(str(by_index).encode(), str(plain).encode())
+        assert found == (plain / name).read_bytes()
     more = {FILE, PAGE}
-    assert {path.name for path in made["index"].iterdir()} - {path.name for path in plain.iterdir()} == more
+    assert {path.name for path in by_index.iterdir()} - {path.name for path in plain.iterdir()} == more
     assert "partition" not in json.loads((plain / "source.json").read_text())
+
+
+@pytest.mark.parametrize("strategy", ["index", "affinity"])
+def test_constants_are_the_mass_of_the_experts_that_a_group_has(made: dict[str, Path], strategy: str) -> None:
+    found, ours = found_in(made[strategy]), open_ours(made[strategy])
+    for layer in found["layers"]:
+        kinds = ("text", "audio") if strategy == "affinity" else ("text", "text")
+        wanted = [
+            sum(layer["use"]["mass"][kind][expert] for expert in group["experts"])
+            for kind, group in zip(kinds, layer["groups"], strict=True)
+        ]
+        stored = ours.read("weight", f"decoder.layers.{layer['layer']}.mlp.router.group_constant").tolist()
+        assert stored == pytest.approx(wanted, abs=1e-5)
+        assert [group["constant"] for group in layer["groups"]] == pytest.approx(wanted, abs=1e-5)
+        told = ours.source["constants"]["layers"][str(layer["layer"])]
+        assert told == [group["constant"] for group in layer["groups"]]
+    assert strategy == "index" or len({group["constant"] for group in found["layers"][0]["groups"]}) == 2
+
+
+def test_the_logits_gate_knows_that_experts_were_renumbered(made: dict[str, Path], tmp_path: Path) -> None:
+    out = partitioned(made["hf"], tmp_path / "gated", "load", gate=True)
+    assert (out / FILE).read_bytes() == (made["load"] / FILE).read_bytes()
 
 
 def test_load_is_shared_out_and_affinity_keeps_most_mass(made: dict[str, Path]) -> None:
@@ -145,7 +170,7 @@ def test_other_cuts_and_another_try_give_the_same(made: dict[str, Path], tmp_pat
     assert (cut / FILE).read_bytes() == (made["load"] / FILE).read_bytes()
     for name in open_ours(cut).weights:
         assert torch.equal(open_ours(cut).read("weight", name), open_ours(made["load"]).read("weight", name))
-    options = ImportOptions(partition=PartitionOptions(strategy="load"), text=made["hf"] / "text.txt")
+    options = ImportOptions(partition=PartitionOptions(strategy="load"), text=made["hf"] / "text.txt", gate=False)
     before = (made["load"] / "manifest.json").stat().st_mtime_ns
     assert not run_import(prepare_import(made["hf"], made["load"], options), made["load"])
     assert (made["load"] / "manifest.json").stat().st_mtime_ns == before
@@ -157,7 +182,8 @@ def test_after_a_kill_it_goes_on_with_the_partition_it_had(made: dict[str, Path]
 
     def killed() -> None:
         TensorWriter.close = lambda *_: os.kill(os.getpid(), signal.SIGKILL)  # type: ignore[assignment, return-value]
-        into_ours(made["hf"], out, partition=PartitionOptions(strategy="load"), text=made["hf"] / "text.txt")
+        of = PartitionOptions(strategy="load")
+        into_ours(made["hf"], out, partition=of, text=made["hf"] / "text.txt", constant="measured")
 
     process = in_child(killed)
     process.join()
@@ -186,7 +212,7 @@ def test_without_a_tokenizer_what_needs_no_measure_goes_on(tmp_path: Path) -> No
 def test_the_command_line_takes_it(made: dict[str, Path], tmp_path: Path) -> None:
     args = ["import", "--source", str(made["hf"]), "--out", str(tmp_path / "out"), "--partition.strategy", "affinity"]
     files = ["--text", str(made["hf"] / "text.txt"), "--audio", str(made["hf"] / "units.txt")]
-    apart(run_convert_ckpt, [*args, "--partition.sizes", "text=5,audio+wave=3", *files])
+    apart(run_convert_ckpt, [*args, "--partition.sizes", "text=5,audio+wave=3", "--no-gate", *files])
     assert (tmp_path / "out" / FILE).read_bytes() == (made["affinity"] / FILE).read_bytes()
 
 
@@ -216,6 +242,8 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "no text": ("deepseek_v2", {"strategy": "load"}, {"text": None}, "no tokenizer.json, so no text"),
     "no speech": ("deepseek_v2", {"strategy": "affinity"}, {}, "give --audio FILE"),
     "no file": ("deepseek_v2", {"strategy": "affinity"}, {"audio": Path("nowhere.txt")}, "nowhere.txt: "),
+    "nothing to hear": ("deepseek_v2", {}, {"audio": units}, "nothing here is measured on speech; give --partition"),
+    "no tokenizer": ("deepseek_v2", {"strategy": "index"}, {"text": None, "constant": "measured"}, "--constant 1"),
     "both kinds": (
         "deepseek_v2",
         {"strategy": "affinity"},
