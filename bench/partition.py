@@ -3,15 +3,18 @@
     .venv/bin/python bench/partition.py [--scale ci] [--out docs/partition]
 
 A small vanilla MoE, every expert for everybody, learns a made-up language, written and spoken (see made_up.py). It is
-exported as a Hugging Face folder, as which it is imported again with each strategy's partition, and its losses on
-held-out text, speech and documents of both are compared with the base's. `text alone` is a base that has never met
-speech, as published ones have not: its units are new rows, and affinity has only transcripts to go by.
+exported as a Hugging Face folder, as which it is imported again by each strategy, and its losses on held-out text,
+speech and documents of both are compared with those of an import without modalities. `random`: groups drawn at random,
+the mean of several; an expert's number means nothing, so index and alternate are one such draw each. `text alone` is a
+base that has never met speech, as published ones have not: its units are new rows, and affinity has transcripts only.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import random
+import statistics
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
@@ -32,6 +35,7 @@ from megatron_most.runtime import get_logger, progress, run_command, set_threads
 from megatron_most.upstream import find_versions
 
 STRATEGIES = ("index", "alternate", "load", "affinity")
+NONE, RANDOM = "none", "random"
 GATES = ("masked_softmax", "masked_softmax, constant 1", "reference")
 BASES: dict[str, tuple[str, ...]] = {"text and speech": KINDS, "text alone": ("text",)}
 RATE, LENGTH, ROWS = 6e-3, 96, 12
@@ -42,15 +46,16 @@ say = get_logger(__name__).info
 @dataclass(frozen=True)
 class Scale:
     steps: int
-    seeds: int
     held_out: int
     """Rows of each kind."""
+    draws: int
+    """Of groups at random."""
     changes: Mapping[str, int]
 
 
 SCALES = {
-    "full": Scale(600, 1, 32, {}),
-    "ci": Scale(6, 1, 2, {"model.num_layers": 2, "moe.num_experts": 8}),
+    "full": Scale(600, 32, 5, {}),
+    "ci": Scale(6, 2, 2, {"model.num_layers": 2, "moe.num_experts": 8}),
 }
 SMALL = {
     "model.hidden_size": 64, "model.num_layers": 4, "model.num_heads": 4, "model.dense_hidden_size": 128,
@@ -61,7 +66,7 @@ SMALL = {
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """Where one import begins, in nats a token; `base` of no strategy is the model that is imported."""
+    """Where one import begins, in nats a token; that of no strategy is the base model."""
 
     base: str
     seed: int
@@ -70,6 +75,8 @@ class Row:
     text: float
     audio: float
     mixed: float
+    mass: float
+    """Of router probability, that falls inside the token's group: the mean over layers and groups."""
 
 
 def main() -> None:
@@ -78,29 +85,44 @@ def main() -> None:
     )
     parser.add_argument("--scale", choices=[*SCALES], default="full")
     parser.add_argument("--bases", nargs="+", choices=[*BASES], default=[*BASES])
+    parser.add_argument("--seeds", nargs="+", type=int, default=[0], help="of language and first weights: a base each")
     parser.add_argument("--out", type=Path, help="without a suffix: a .json and an .svg are written")
     chosen = parser.parse_args()
-    rows = []
-    print("| base | seed | partition | gate | text | speech | both |\n|---|---|---|---|---|---|---|")
+    rows: list[Row] = []
+    print("| base | partition | gate | mass inside | text | speech | both |\n|---|---|---|---|---|---|---|")
     for base in chosen.bases:
-        for seed in range(SCALES[chosen.scale].seeds):
+        for seed in chosen.seeds:
             with tempfile.TemporaryDirectory(prefix="bench-partition-") as folder:
-                for row in compare(Path(folder), base, seed, SCALES[chosen.scale]):
-                    rows.append(row)
-                    print(markdown(row, rows), flush=True)
+                rows += compare(Path(folder), base, seed, SCALES[chosen.scale])
+        print("\n".join(table(base, rows)), flush=True)
     if chosen.out is not None:
         text = json.dumps([asdict(row) for row in rows], indent=1) + "\n"
         chosen.out.with_suffix(".json").write_text(text, encoding="utf-8")
         draw(rows, chosen.out.with_suffix(".svg"))
 
 
-def markdown(row: Row, rows: Sequence[Row]) -> str:
-    """Losses, and what they are above the base's."""
-    base = start_of(row, rows)
-    cells = [f"{getattr(row, kind):.3f}" for kind in KINDS]
-    if row is not base:
-        cells = [f"{cell} ({getattr(row, k) - getattr(base, k):+.3f})" for cell, k in zip(cells, KINDS, strict=True)]
-    return "| " + " | ".join((row.base, str(row.seed), row.strategy, row.gate, *cells)) + " |"
+def table(base: str, rows: Sequence[Row]) -> Iterator[str]:
+    """Losses of the base, and what each import loses above it: means, with the range where there are several."""
+    first = [row for row in rows if (row.base, row.strategy) == (base, NONE)]
+    cells = [f"{statistics.fmean(getattr(row, kind) for row in first):.3f}" for kind in KINDS]
+    yield f"| {base} | {NONE} | | 1 | " + " | ".join(cells) + " |"
+    for strategy in (RANDOM, *STRATEGIES):
+        for gate in GATES:
+            mine = [row for row in rows if (row.base, row.strategy, row.gate) == (base, strategy, gate)]
+            cells = [spread([above(row, kind, rows) for row in mine]) for kind in KINDS]
+            mass = statistics.fmean(row.mass for row in mine)
+            yield f"| {base} | {strategy} | {gate} | {mass:.2f} | " + " | ".join(cells) + " |"
+
+
+def spread(values: Sequence[float]) -> str:
+    mean = f"{statistics.fmean(values):+.3f}"
+    return mean if len(values) == 1 else f"{mean} ({min(values):+.3f} to {max(values):+.3f})"
+
+
+def above(row: Row, kind: str, rows: Sequence[Row]) -> float:
+    """What an import loses above the base that it was made of."""
+    [base] = [one for one in rows if (one.base, one.seed, one.strategy) == (row.base, row.seed, NONE)]
+    return getattr(row, kind) - getattr(base, kind)
 
 
 def compare(folder: Path, base: str, seed: int, scale: Scale) -> Iterator[Row]:
@@ -118,18 +140,26 @@ def compare(folder: Path, base: str, seed: int, scale: Scale) -> Iterator[Row]:
     for name, kind in (("text", "text"), ("audio", "audio" if knows_speech else "transcript")):
         lines = language.lines(kind, CALIBRATION, LENGTH)
         (folder / f"{name}.txt").write_text("\n".join(lines) + "\n")
-    for strategy in ("none", *STRATEGIES):
-        where = ["--source", str(folder / "hf"), "--out", str(folder / strategy)]
-        files = [f"--{name}={folder / name}.txt" for name in ("text", "audio")]
-        chosen = [] if strategy == "none" else ["--partition.strategy", strategy, *files]
-        run_convert_ckpt(["import", *where, *chosen])
+    chosen = {NONE: [], **{name: ["--partition.strategy", name, "--partition.no-page"] for name in STRATEGIES}}
+    draw_experts = random.Random(seed)
+    for number in range(scale.draws):
+        text = sorted(draw_experts.sample(range(experts), experts // 2))
+        lists = [text, sorted({*range(experts)} - {*text})]
+        lines = [f"{name}: {','.join(map(str, ids))}" for name, ids in zip(("text", "audio"), lists, strict=True)]
+        chosen[f"{RANDOM} {number}"] = ["--groups", *lines]
+    for name, options in chosen.items():
+        where = ["--source", str(folder / "hf"), "--out", str(folder / name), "--no-gate"]
+        files = [f"--{kind}={folder / kind}.txt" for kind in ("text", "audio")] if options else []
+        run_convert_ckpt(["import", *where, *options, *files])
     with open_session(config) as session:
         set_threads(1)
         held_out = {kind: batch(language, [(kind, -1 - n) for n in range(scale.held_out)]) for kind in KINDS}
-        for strategy in ("none", *STRATEGIES):
-            for gate in GATES if strategy != "none" else ("",):
-                found = losses(session, folder / strategy, gate, held_out)
-                yield Row(base=base, seed=seed, strategy=strategy, gate=gate, **found)
+        for name in chosen:
+            about = json.loads((folder / name / "source.json").read_text()).get("constants", {"layers": {"": [1.0]}})
+            mass = statistics.fmean(value for values in about["layers"].values() for value in values)
+            for gate in GATES if name != NONE else ("",):
+                found = losses(session, folder / name, gate, held_out)
+                yield Row(base=base, seed=seed, strategy=name.split()[0], gate=gate, mass=mass, **found)
 
 
 def batch(language: Language, rows: Sequence[tuple[str, int]]) -> PackedBatch:
@@ -197,15 +227,15 @@ def draw(rows: Sequence[Row], path: Path) -> None:
     for line, base in zip(panels, bases, strict=True):
         for panel, kind, words in zip(line, KINDS, ("text", "speech", "both"), strict=True):
             for place, (gate, colour) in enumerate(zip(GATES, ("#3b82c4", "#d8741f", "#8a63d2"), strict=True)):
-                means = []
-                for strategy in STRATEGIES:
+                x = [n + 0.26 * (place - 1) for n in range(1 + len(STRATEGIES))]
+                for at, strategy in zip(x, (RANDOM, *STRATEGIES), strict=True):
                     mine = [row for row in rows if (row.base, row.strategy, row.gate) == (base, strategy, gate)]
-                    above = [getattr(row, kind) - getattr(start_of(row, rows), kind) for row in mine]
-                    means.append(sum(above) / len(above))
-                x = [n + 0.26 * (place - 1) for n in range(len(STRATEGIES))]
-                panel.bar(x, means, 0.24, color=colour, label=gate)
+                    found = [above(row, kind, rows) for row in mine]
+                    panel.bar(at, statistics.fmean(found), 0.24, color=colour, label=gate if at == x[0] else None)
+                    if len(found) > 1:
+                        panel.plot([at, at], [min(found), max(found)], color=grey, linewidth=1)
             panel.axhline(0, color=grey, linewidth=0.8)
-            panel.set_xticks(range(len(STRATEGIES)), STRATEGIES, color=grey)
+            panel.set_xticks(range(1 + len(STRATEGIES)), (RANDOM, *STRATEGIES), color=grey, fontsize=8)
             panel.set_title(f"{base}: loss on {words}", fontsize=9, color=grey)
             panel.tick_params(colors=grey)
             panel.spines[["top", "right"]].set_visible(False)
@@ -214,12 +244,6 @@ def draw(rows: Sequence[Row], path: Path) -> None:
         line[0].set_ylabel("nats above the base", color=grey)
     panels[0][0].legend(fontsize=7, frameon=False, labelcolor=grey)
     figure.savefig(path, transparent=True, metadata={"Date": None})
-
-
-def start_of(row: Row, rows: Sequence[Row]) -> Row:
-    """The base that it was made of."""
-    [base] = [one for one in rows if (one.base, one.seed, one.strategy) == (row.base, row.seed, "none")]
-    return base
 
 
 if __name__ == "__main__":
