@@ -1,7 +1,7 @@
 """Conversions as commands: Hugging Face folders in and out, files cut anew, and a look at what is in a folder.
 
-import and export print sizes, counts and seconds before they start; a folder appears whole or not at all, and the same
-command goes on where a kill or a full disk stopped it.
+import and export print sizes, counts and seconds before they start, and compare logits with transformers' before they
+end; a folder appears whole or not at all, and the same command goes on where a kill or a full disk stopped it.
 """
 
 from __future__ import annotations
@@ -27,7 +27,13 @@ say = get_logger(__name__).info
 
 @dataclass(frozen=True, kw_only=True)
 class Import:
-    """A Hugging Face folder -> a checkpoint of ours, for checkpoint.start-from."""
+    """A Hugging Face folder -> a checkpoint of ours, for checkpoint.start-from.
+
+    One tensor is in memory at a time. Before the checkpoint gets its name, the logits gate runs it and transformers'
+    model of the source on the same tagged tokens, layer by layer in float32: all logits must agree to 1e-4, or nothing
+    is kept and the first layer that differs is named. With --groups an import differs from its base on purpose: its
+    weights are then compared without them, and each group's constant is measured on text.
+    """
 
     source: Path
     """The model's folder, already downloaded."""
@@ -47,7 +53,12 @@ class Import:
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
-    """A checkpoint of ours -> a Hugging Face folder."""
+    """A checkpoint of ours -> a Hugging Face folder.
+
+    As MostForCausalLM where experts belong to modalities, else as the plain model that says all of it. The logits gate
+    compares transformers' model of the new folder with the checkpoint before the folder gets its name; where weights
+    are rounded on the way (--dtype), it rounds them for both.
+    """
 
     source: Path
     """A step's folder, or a run's: its newest whole step."""

@@ -120,8 +120,13 @@ class Import:
         cut = ", ".join(f"{name} {count}" for name, count in vars(layout).items() if count and count > 1) or "one rank"
         return (
             f"{self.family.name}: {size.total:,} parameters, {size.active:,} active; {len(self.source.where)} tensors "
-            f"in {len(self.source.files)} files -> cut for {cut}: {describe_work(self.files)}"
+            f"in {len(self.source.files)} files -> cut for {cut}: {describe_work(self.files)}{self._looks()}"
         ) + (f"; {self.partition}" if self.partition else "")
+
+    def _looks(self) -> str:
+        """What else is done with all of it; no more than one tensor is in memory there either."""
+        looks = ["constants are measured"] * measures_constants(self) + ["logits are compared"] * self.options.gate
+        return "; " + " and ".join(looks) if looks else ""
 
 
 def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:

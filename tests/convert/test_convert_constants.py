@@ -13,7 +13,7 @@ import torch
 from megatron_most.config import Plan
 from megatron_most.convert import ImportOptions, import_checks, open_ours, prepare_import, run_import
 from megatron_most.convert.measure import Usage, constants_of, measure_loss, measure_usage
-from megatron_most.convert.prompts import Kind, Prompts, calibration_prompts, joined, random_prompts
+from megatron_most.convert.prompts import Prompts, calibration_prompts, joined, random_prompts
 from megatron_most.convert.readers import as_base, read_files
 from megatron_most.errors import DataError, MostError
 from megatron_most.vocab import TEXT, tiny_token_map

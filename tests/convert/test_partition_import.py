@@ -19,7 +19,7 @@ from megatron_most.convert.partitioned import FILE, PAGE, PartitionOptions
 from megatron_most.errors import MostError
 from megatron_most.vocab import tiny_token_map
 from tests.checkpoint.small import in_child
-from tests.convert.folders import back, change_config, into_ours, make, read_all, require_same
+from tests.convert.folders import back, change_config, into_ours, make, read_all, require_same, rewrite
 from tests.convert.most_twins import apart
 from tests.convert.test_convert_logits import logits, theirs
 from tests.pages import Seen, require_nothing_loaded
@@ -98,15 +98,14 @@ def test_with_modalities_the_exported_model_equals_ours(made: dict[str, Path], t
     assert (found - theirs(made["hf"])).abs().max() > 0.1
 
 
-def test_by_index_the_files_are_those_of_groups(made: dict[str, Path], tmp_path: Path) -> None:
-    how: dict[str, Any] = {"text": made["hf"] / "text.txt", "partition": PartitionOptions(strategy="index")}
-    by_index = apart(functools.partial(into_ours, made["hf"], tmp_path / "by" / "index", **how))
-    plain = into_ours(made["hf"], tmp_path / "index", groups=("text: 0-3", "audio: 4-7"))
+def test_by_index_the_files_are_those_of_groups(tmp_path: Path) -> None:
+    hf = make("deepseek_v2", tmp_path / "hf")  # no tokenizer: nothing is measured
+    by_index = into_ours(hf, tmp_path / "by" / "index", partition=PartitionOptions(strategy="index"))
+    plain = into_ours(hf, tmp_path / "index", groups=("text: 0-3", "audio: 4-7"))
     for name in ("weights-00000.safetensors", "resolved.toml", "token_map.json"):
         found = (by_index / name).read_bytes().replace(str(by_index).encode(), str(plain).encode())
         assert found == (plain / name).read_bytes()
-    more = {FILE, PAGE}
-    assert {path.name for path in by_index.iterdir()} - {path.name for path in plain.iterdir()} == more
+    assert {path.name for path in by_index.iterdir()} - {path.name for path in plain.iterdir()} == {FILE, PAGE}
     assert "partition" not in json.loads((plain / "source.json").read_text())
 
 
@@ -125,11 +124,6 @@ def test_constants_are_the_mass_of_the_experts_that_a_group_has(made: dict[str, 
         told = ours.source["constants"]["layers"][str(layer["layer"])]
         assert told == [group["constant"] for group in layer["groups"]]
     assert strategy == "index" or len({group["constant"] for group in found["layers"][0]["groups"]}) == 2
-
-
-def test_the_logits_gate_knows_that_experts_were_renumbered(made: dict[str, Path], tmp_path: Path) -> None:
-    out = partitioned(made["hf"], tmp_path / "gated", "load", gate=True)
-    assert (out / FILE).read_bytes() == (made["load"] / FILE).read_bytes()
 
 
 def test_load_is_shared_out_and_affinity_keeps_most_mass(made: dict[str, Path]) -> None:
@@ -193,7 +187,8 @@ def test_after_a_kill_it_goes_on_with_the_partition_it_had(made: dict[str, Path]
     for layer in found["layers"]:
         layer["groups"][0]["experts"], layer["groups"][1]["experts"] = [0, 1, 2, 4], [3, 5, 6, 7]
     (part / FILE).write_text(json.dumps(found))
-    partitioned(made["hf"], out, "load")
+    again = {"text": made["hf"] / "text.txt", "constant": "measured"}  # which it is not, so it can run here
+    into_ours(made["hf"], out, partition=PartitionOptions(strategy="load"), **again)
     assert all(of == [0, 1, 2, 4, 3, 5, 6, 7] for of in open_ours(out).source["partition"]["experts"].values())
     at = "model.layers.1.mlp.gate.weight"
     ours = open_ours(out).read("weight", "decoder.layers.1.mlp.router.weight")
@@ -209,10 +204,12 @@ def test_without_a_tokenizer_what_needs_no_measure_goes_on(tmp_path: Path) -> No
     assert not (without / PAGE).exists() and (without / FILE).exists()
 
 
-def test_the_command_line_takes_it(made: dict[str, Path], tmp_path: Path) -> None:
+def test_the_command_line_takes_it_and_the_logits_gate_knows_that_experts_moved(
+    made: dict[str, Path], tmp_path: Path
+) -> None:
     args = ["import", "--source", str(made["hf"]), "--out", str(tmp_path / "out"), "--partition.strategy", "affinity"]
     files = ["--text", str(made["hf"] / "text.txt"), "--audio", str(made["hf"] / "units.txt")]
-    apart(run_convert_ckpt, [*args, "--partition.sizes", "text=5,audio+wave=3", "--no-gate", *files])
+    apart(run_convert_ckpt, [*args, "--partition.sizes", "text=5,audio+wave=3", *files])
     assert (tmp_path / "out" / FILE).read_bytes() == (made["affinity"] / FILE).read_bytes()
 
 
@@ -268,24 +265,21 @@ def test_it_is_refused_in_one_line_and_leaves_nothing(tmp_path: Path, name: str)
     assert {path.name for path in tmp_path.iterdir()} == {"hf"}
 
 
-def test_routing_groups_and_unknown_units_are_refused(tmp_path: Path) -> None:
-    hf = make("deepseek_v2", tmp_path / "hf")
+def test_routing_groups_are_not_renumbered(tmp_path: Path) -> None:
     limited = {"topk_method": "group_limited_greedy", "n_group": 4, "topk_group": 2}
-    change_config(hf, **limited)
+    hf = change_config(make("deepseek_v2", tmp_path / "hf"), **limited)
     with pytest.raises(MostError, match="routing groups are runs of numbers; renumbered it would be another model"):
         into_ours(hf, tmp_path / "out", partition=PartitionOptions(strategy="alternate"))
-    assert (partitioned(hf, tmp_path / "out", "index") / FILE).exists()
-    tokens = tiny_token_map()
-    small = make("deepseek_v2", tmp_path / "small")
-    tensors = read_all(small)
-    for name in ("model.embed_tokens.weight", "lm_head.weight"):
-        tensors[name] = tensors[name][: tokens.backbone_vocab_size].clone()
-    from tests.convert.folders import rewrite
+    assert (into_ours(hf, tmp_path / "out", partition=PartitionOptions(strategy="index")) / FILE).exists()
 
-    affinity = PartitionOptions(strategy="affinity")
-    rewrite(change_config(small, vocab_size=tokens.backbone_vocab_size), tensors)
+
+def test_a_model_that_knows_no_units_is_shown_transcripts(tmp_path: Path) -> None:
+    hf, rows = make("deepseek_v2", tmp_path / "hf"), tiny_token_map().backbone_vocab_size
+    grown = {"model.embed_tokens.weight", "lm_head.weight"}
+    rewrite(hf, {name: t[:rows].clone() if name in grown else t for name, t in read_all(hf).items()})
+    change_config(hf, vocab_size=rows)
+    _, text, units = write_texts(hf)
     with pytest.raises(MostError, match="vocabulary of 40 rows has none for them: they begin as new rows; give transc"):
-        into_ours(small, tmp_path / "units", partition=affinity, text=small / "text.txt", audio=units(small))
-    transcripts = partitioned(small, tmp_path / "transcripts", "affinity", audio=small / "text.txt")
-    layer = found_in(transcripts)["layers"][0]
+        into_ours(hf, tmp_path / "out", partition=PartitionOptions(strategy="affinity"), text=text, audio=units)
+    layer = found_in(partitioned(hf, tmp_path / "out", "affinity", audio=text))["layers"][0]
     assert layer["use"]["mass"]["audio"] == layer["use"]["mass"]["text"]  # the same words
