@@ -4,8 +4,9 @@
 
 The folder is made here, shard by shard, in DeepSeek-V2-Lite's shapes: each file has its real header, and one block of
 random bf16 numbers in a sea of holes, so that 31 GB of model take up little disk (--dense writes numbers everywhere).
-Each conversion runs in a process of its own; counted are the most memory that it had in use (mapped files included) and
-its CPU time, of all threads. transformers is only asked at `ci`, where the model fits into memory.
+Each conversion runs in a process of its own, its logits gate included; counted are the most memory that it had in use
+(mapped files included) and its CPU time, of all threads. transformers is only asked for the whole model at `ci`, where
+that fits into memory.
 """
 
 from __future__ import annotations

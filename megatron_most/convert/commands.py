@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
+import torch
 import tyro
 
 from megatron_most.convert.exporter import ExportOptions, prepare_export, run_export
@@ -20,7 +21,7 @@ from megatron_most.convert.importer import ImportOptions, Layout, prepare_import
 from megatron_most.convert.look import inspect, verify
 from megatron_most.convert.ours import open_ours
 from megatron_most.convert.reshard import prepare_reshard, run_reshard
-from megatron_most.runtime import get_logger
+from megatron_most.runtime import get_logger, set_threads
 
 say = get_logger(__name__).info
 
@@ -144,4 +145,12 @@ def run_convert_ckpt(args: Sequence[str] | None = None) -> None:
     named: list[Any] = [
         Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in _COMMANDS.items()
     ]
-    tyro.cli(functools.reduce(operator.or_, named), args=args, prog="convert_ckpt.py", description=__doc__).run()
+    command = tyro.cli(functools.reduce(operator.or_, named), args=args, prog="convert_ckpt.py", description=__doc__)
+    # Numbers pass through once: more threads than one wait for memory and for each other. With two, on two busy cores,
+    # a gate took three times as long and twice the CPU time.
+    threads = torch.get_num_threads()
+    set_threads(1)
+    try:
+        command.run()
+    finally:
+        set_threads(threads)

@@ -125,6 +125,7 @@ class _Streams:
     def add(self, ours: LayerOutput, theirs: LayerOutput, our_ids: Sequence[int] | None) -> None:
         assert ours.layer == theirs.layer, "both run one layer after another"
         self.last = ours.hidden_BSD
+        self.is_tied_BS = self.is_tied_BS.cummax(1).values  # this layer's attention has carried it to later tokens
         if ours.chosen_BSE is not None and ours.probs_BSE is not None:
             self.num_unreached += int((~ours.chosen_BSE.flatten(0, 1).any(0)).sum())
             if theirs.chosen_BSE is not None:
@@ -132,13 +133,12 @@ class _Streams:
                 if our_ids is not None:
                     chosen_BSE = torch.zeros_like(ours.chosen_BSE)
                     chosen_BSE[..., list(our_ids)] = theirs.chosen_BSE
-                is_tied_BS = _is_tie(ours.probs_BSE, ours.chosen_BSE, chosen_BSE)
-                self.is_tied_BS = self.is_tied_BS | is_tied_BS.cummax(1).values
+                self.is_tied_BS = self.is_tied_BS | _is_tie(ours.probs_BSE, ours.chosen_BSE, chosen_BSE)
         self.add_difference(ours.hidden_BSD, theirs.hidden_BSD)
 
     def add_difference(self, ours_BSD: torch.Tensor, theirs_BSD: torch.Tensor) -> None:
         kept = ~self.is_tied_BS
-        largest = theirs_BSD.abs().max().clamp(min=1e-30)
+        largest = theirs_BSD.abs().nan_to_num(0.0, 0.0).max().clamp(min=1e-30)
         difference = _difference(ours_BSD[kept], theirs_BSD[kept])
         self.by_layer.append(float(difference.max() / largest) if kept.any() else 0.0)
 
@@ -164,7 +164,7 @@ def _compare_logits(
     for (first, our_VD), their_VD in zip(head_blocks(plan, read, rows), theirs.head_blocks(), strict=False):
         both = [F.linear(x, weight[: rows - first]) for x, weight in zip(hidden, (our_VD, their_VD), strict=True)]
         difference = _difference(*both)
-        fails_BS |= ~(difference <= TOLERANCE + TOLERANCE * both[1].abs()).all(-1)
+        fails_BS |= (difference > TOLERANCE + TOLERANCE * both[1].abs().nan_to_num()).any(-1)
         if kept_BS.any():
             most = max(most, float(difference[kept_BS].max()))
             total += float(difference[kept_BS].double().sum())

@@ -1,7 +1,10 @@
-"""A conversion holds one tensor at a time: its memory does not grow with the model, as from_pretrained's does."""
+"""A conversion holds one tensor at a time, its gate included: its memory does not grow with the model, as
+from_pretrained's does.
+"""
 
 from __future__ import annotations
 
+import importlib
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +14,7 @@ import pytest
 
 from tests.checkpoint.small import in_child
 from tests.convert.folders import back, into_ours
+from tests.harness import warm
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -25,6 +29,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, int, ModuleTyp
         import convert as bench  # type: ignore[import-not-found]
     finally:
         sys.path.remove(str(BENCH))
+    warm()  # imports are not the conversion's
+    importlib.import_module("transformers.models.deepseek_v2.modeling_deepseek_v2")
     folder = tmp_path_factory.mktemp("memory") / "hf"
     return folder, bench.make_folder(folder, bench.SCALES["ci"], dense=True), bench
 
@@ -61,9 +67,11 @@ def test_import_and_export_take_a_fraction_of_the_model_and_from_pretrained_all_
 
         AutoModelForCausalLM.from_pretrained(hf, dtype=torch.bfloat16)
 
-    into = grown_by(lambda: into_ours(hf, tmp_path / "ours", expert=4), tmp_path / "note")
-    out = grown_by(lambda: back(tmp_path / "ours", tmp_path / "again", shard_size="100MB"), tmp_path / "note")
+    into = grown_by(lambda: into_ours(hf, tmp_path / "ours", expert=4, gate=True), tmp_path / "note")
+    out = grown_by(
+        lambda: back(tmp_path / "ours", tmp_path / "again", shard_size="100MB", gate=True), tmp_path / "note"
+    )
     theirs = grown_by(load, tmp_path / "note")
-    print(f"{size=} {into / size=:.2f} {out / size=:.2f} {theirs / size=:.2f}")
-    assert max(into, out) < 2.5 * largest
+    print(f"{size=} {largest=} {into / size=:.2f} {out / size=:.2f} {theirs / size=:.2f}")
+    assert max(into, out) < 3 * largest
     assert theirs > 0.9 * size > 1.5 * max(into, out)
