@@ -55,7 +55,7 @@ class Scale:
 
 SCALES = {
     "full": Scale(600, 32, 5, {}),
-    "ci": Scale(6, 2, 2, {"model.num_layers": 2, "moe.num_experts": 8}),
+    "ci": Scale(3, 2, 2, {"model.num_layers": 2, "moe.num_experts": 8}),
 }
 SMALL = {
     "model.hidden_size": 64, "model.num_layers": 4, "model.num_heads": 4, "model.dense_hidden_size": 128,
@@ -185,7 +185,7 @@ def learn(session: Session, language: Language, kinds: Sequence[str], folder: Pa
 
 def export(language: Language, run: Path, out: Path, knows_speech: bool) -> None:
     """As a Hugging Face folder; without the rows of units where they mean nothing yet."""
-    run_export(prepare_export(open_ours(run), ExportOptions(family="deepseek_v2")), out)
+    run_export(prepare_export(open_ours(run), ExportOptions(family="deepseek_v2", gate=False)), out)
     (out / "tokenizer.json").write_text(language.tokenizer())
     if knows_speech:
         return
@@ -221,7 +221,7 @@ def draw(rows: Sequence[Row], path: Path) -> None:
 
     matplotlib.rcParams.update({"svg.hashsalt": "partition", "svg.fonttype": "none", "font.size": 9})
     bases = list(dict.fromkeys(row.base for row in rows))
-    figure = Figure(figsize=(9, 2.6 * len(bases)), layout="constrained")
+    figure = Figure(figsize=(9, 0.4 + 2.6 * len(bases)), layout="constrained")
     panels = figure.subplots(len(bases), len(KINDS), squeeze=False)
     grey = "#808080"  # legible on a light page and on a dark one
     for line, base in zip(panels, bases, strict=True):
@@ -242,7 +242,8 @@ def draw(rows: Sequence[Row], path: Path) -> None:
             panel.spines[["left", "bottom"]].set_color(grey)
     for line in panels:
         line[0].set_ylabel("nats above the base", color=grey)
-    panels[0][0].legend(fontsize=7, frameon=False, labelcolor=grey)
+    marks, names = panels[0][0].get_legend_handles_labels()
+    figure.legend(marks, names, loc="outside upper center", ncols=len(GATES), frameon=False, labelcolor=grey)
     figure.savefig(path, transparent=True, metadata={"Date": None})
 
 
