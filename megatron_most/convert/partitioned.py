@@ -50,8 +50,9 @@ class PartitionOptions:
     """Whose the experts of a model without modalities become, instead of --groups."""
 
     strategy: Strategy | None = None
-    """index: runs of their numbers, as in the paper. alternate: in turns. load: so that text uses each group as much as
-    its size is. affinity: each to the modality that uses it more. All but index choose layer by layer and renumber.
+    """index: runs of their numbers, as in the paper. alternate: in turns. load: layer by layer, so that text uses each
+    group as much as its size is. affinity: layer by layer, each to the modality that uses it more. All but index
+    renumber a layer's experts.
     """
     sizes: str | None = None
     """Experts of each group, like text=32,audio=32; not set = halves for text and audio."""
