@@ -12,10 +12,7 @@ import torch
 
 from megatron_most.checkpoint import DTYPES
 from megatron_most.config import Plan
-from megatron_most.convert.gate import require_equal
 from megatron_most.convert.hf_folder import HfFolder
-from megatron_most.convert.hf_layers import HfModel
-from megatron_most.convert.lent import Read
 from megatron_most.convert.prompts import gate_prompts
 from megatron_most.convert.readers import CONSTANT, as_base
 from megatron_most.runtime import get_logger
@@ -23,6 +20,7 @@ from megatron_most.vocab import TEXT
 
 if TYPE_CHECKING:
     from megatron_most.convert.exporter import Export
+    from megatron_most.convert.lent import Read
 
 BUFFERS = (CONSTANT, ".mlp.router.expert_bias")
 _LAYER = re.compile(r"decoder\.layers\.(\d+)\.")
@@ -31,6 +29,9 @@ _log = get_logger(__name__)
 
 def check_export(prepared: Export, folder: Path) -> None:
     """CheckpointError where transformers does not compute from the folder what we do from the checkpoint."""
+    from megatron_most.convert.gate import require_equal  # Megatron-Core and transformers, which others do without
+    from megatron_most.convert.hf_layers import HfModel
+
     ours, options = prepared.ours, prepared.options
     plan, read = _as_exported(prepared)
     theirs = HfModel(HfFolder(folder), plan.tokens, our_ids=_text_experts(plan) if options.text_only else None)

@@ -10,10 +10,6 @@ import torch
 from megatron_most.checkpoint import DTYPES, Record, TensorReader
 from megatron_most.config import Plan, replace
 from megatron_most.convert.families import has_modalities
-from megatron_most.convert.gate import require_equal
-from megatron_most.convert.hf_layers import HfModel
-from megatron_most.convert.lent import Read
-from megatron_most.convert.measure import KINDS, Usage, constants_of, measure_usage
 from megatron_most.convert.partitioned import experts_in
 from megatron_most.convert.prompts import Prompts, calibration_prompts, gate_prompts, joined, tokenizer_at
 from megatron_most.convert.readers import CONSTANT, as_base, read_files, read_import
@@ -24,7 +20,10 @@ from megatron_most.runtime import get_logger
 
 if TYPE_CHECKING:
     from megatron_most.convert.importer import Import
+    from megatron_most.convert.lent import Read
+    from megatron_most.convert.measure import Usage
 
+# What runs models is imported where it runs: a look into a folder needs no Megatron-Core.
 GROUPS = {"moe.groups", "moe.shared_only_tags"}
 _log = get_logger(__name__)
 
@@ -32,10 +31,15 @@ _log = get_logger(__name__)
 def measures_constants(prepared: Import) -> bool:
     """Whether groups are given to a base that has none, under a gate whose constants would not be 1."""
     moe, options = prepared.plan.moe, prepared.options
-    if moe is None or not prepared.gives_groups or options.constant == "1":
-        return False
+    if moe is None or not prepared.gives_groups or options.constant == "1" or options.upcycle.is_wanted:
+        return False  # weights of upcycled experts sum to 1 in a group as they would in all
     is_new = any(link.name.endswith(CONSTANT) and not link.parts for link in prepared.links)
     return is_new and len(moe.groups) > 1 and not (moe.normalise_top_k and moe.top_k > 1)
+
+
+def can_be_compared(prepared: Import) -> bool:
+    """Noise, jitter and drop leave nothing that the import should equal."""
+    return prepared.options.upcycle.is_exact or not prepared.options.upcycle.is_wanted
 
 
 def measuring_prompts(prepared: Import) -> Prompts:
@@ -56,6 +60,8 @@ def measuring_prompts(prepared: Import) -> Prompts:
 
 def set_constants(prepared: Import) -> dict[str, Any]:
     """Measure the base, let the import write its constants, and say how they were found, for source.json."""
+    from megatron_most.convert.measure import KINDS, constants_of, measure_usage
+
     prompts = measuring_prompts(prepared)
     plan, read = as_base(prepared.plan, read_import(prepared.reader, prepared.links))
     usages = measure_usage(plan, read, prompts)
@@ -72,11 +78,14 @@ def set_constants(prepared: Import) -> dict[str, Any]:
 
 def check_import(prepared: Import, folder: Path, record: Record) -> None:
     """CheckpointError where the written weights do not compute what transformers does from the source's."""
+    from megatron_most.convert.gate import require_equal
+    from megatron_most.convert.hf_layers import HfModel
+
     options, source = prepared.options, prepared.source
     plan, read = _as_source(prepared, read_files(TensorReader(folder, record)))
-    prompts = gate_prompts(
-        plan, options.text, options.tokenizer or source.folder, source.settings.integer("vocab_size")
-    )
+    known = as_base(plan, read)[0] if options.upcycle.is_wanted else plan  # a dense base knows text alone
+    rows = source.settings.integer("vocab_size")
+    prompts = gate_prompts(known, options.text, options.tokenizer or source.folder, rows)
     rounded_to = None if options.dtype is None else DTYPES[options.dtype]
     our_ids = None if prepared.partition is None else experts_in(folder)
     theirs = HfModel(source, plan.tokens, rounded_to=rounded_to, our_ids=our_ids)
@@ -85,8 +94,10 @@ def check_import(prepared: Import, folder: Path, record: Record) -> None:
 
 
 def _as_source(prepared: Import, read: Read) -> tuple[Plan, Read]:
-    """The groups that were given make another model of the base on purpose: its weights are compared without them."""
-    if not prepared.gives_groups:
+    """The groups that were given make another model of the base on purpose: its weights are compared without them. An
+    upcycled model is its base in any group.
+    """
+    if not prepared.gives_groups or prepared.options.upcycle.is_wanted:
         return prepared.plan, read
     own = prepared.family.read(prepared.source.settings)
     config = replace(prepared.plan.config, {name: own[name] for name in GROUPS if name in own})
@@ -96,6 +107,8 @@ def _as_source(prepared: Import, read: Read) -> tuple[Plan, Read]:
 
 
 def _describe(plan: Plan, usages: list[Usage], constants: dict[int, list[float]]) -> str:
+    from megatron_most.convert.measure import KINDS
+
     assert plan.moe is not None, "it has groups"
     columns = zip(*constants.values(), strict=True)
     ranges = [f"{name} {min(found):.3g} to {max(found):.3g}"

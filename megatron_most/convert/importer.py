@@ -20,6 +20,7 @@ from megatron_most.config import Plan, count_parameters, dump
 from megatron_most.convert.families import HEAD, Family, family_of
 from megatron_most.convert.hf_folder import HfFolder
 from megatron_most.convert.import_checks import (
+    can_be_compared,
     check_import,
     measures_constants,
     measuring_prompts,
@@ -40,6 +41,8 @@ from megatron_most.convert.sources import HfSource
 from megatron_most.convert.tables import Link, link
 from megatron_most.convert.token_maps import FILE as TOKEN_MAP
 from megatron_most.convert.token_maps import find_token_map, token_changes
+from megatron_most.convert.upcycled_source import UpcycledSource
+from megatron_most.convert.upcycling import Upcycling, changes_of, describe, require_unused, table_of
 from megatron_most.convert.writing import OutFile, Sums, describe_work, write_folder
 from megatron_most.errors import ConfigError
 from megatron_most.runtime import is_done, sha256_file, write_atomically
@@ -79,6 +82,8 @@ class ImportOptions:
     """Take NaN and infinite weights as they are."""
     ignore: tuple[str, ...] = ()
     """Fields of config.json that are known to change nothing."""
+    upcycle: Upcycling = field(default_factory=Upcycling)
+    """Make a dense model one with experts."""
     constant: Literal["measured", "1"] = "measured"
     """Of groups given here: what masked_softmax multiplies a group's weights by. measured: the base's mean in-group
     mass on the text, so that training begins near the base; 1: as from scratch."""
@@ -118,14 +123,19 @@ class Import:
     def __str__(self) -> str:
         size, layout = count_parameters(self.plan), self.options.layout
         cut = ", ".join(f"{name} {count}" for name, count in vars(layout).items() if count and count > 1) or "one rank"
+        upcycle = self.options.upcycle
+        name = f"{self.family.name}, upcycled: {describe(upcycle.to_dict())}" if upcycle.is_wanted else self.family.name
         return (
-            f"{self.family.name}: {size.total:,} parameters, {size.active:,} active; {len(self.source.where)} tensors "
+            f"{name}: {size.total:,} parameters, {size.active:,} active; {len(self.source.where)} tensors "
             f"in {len(self.source.files)} files -> cut for {cut}: {describe_work(self.files)}{self._looks()}"
         ) + (f"; {self.partition}" if self.partition else "")
 
     def _looks(self) -> str:
         """What else is done with all of it; no more than one tensor is in memory there either."""
-        looks = ["constants are measured"] * measures_constants(self) + ["logits are compared"] * self.options.gate
+        looks = ["constants are measured"] * measures_constants(self)
+        if self.options.gate:
+            why_not = "noise, jitter and drop leave nothing to compare logits with"
+            looks.append("logits are compared" if can_be_compared(self) else why_not)
         return "; " + " and ".join(looks) if looks else ""
 
 
@@ -137,22 +147,29 @@ def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
     changes: dict[str, Any] = token_changes(tokens, (options.token_map or out / TOKEN_MAP).absolute())
     changes |= {f"layout.{name}": value for name, value in vars(options.layout).items()}
     recipe = partial(recipe_of, family, source.settings, name=out.name, ignored=options.ignore)
-    groups, sizes = list(options.groups), dict[str, int]()
-    if options.partition.strategy or options.partition.sizes:
+    groups, table, upcycle, sizes = options.groups, family.table, options.upcycle, dict[str, int]()
+    if options.partition.is_wanted:
         sizes = read_partition(options.partition, recipe(changes=changes), groups, str(source.folder))
         groups = group_lines(sizes)
+    if upcycle.is_wanted:
+        table = table_of(family, source.settings)
+        groups, upcycled = changes_of(upcycle, source.settings, groups)
+        changes |= upcycled
+    else:
+        require_unused(upcycle, family, source.settings, groups)
     if groups:
-        changes |= {"moe.groups": groups, "moe.shared_only_tags": _shared_only(groups)}
+        changes |= {"moe.groups": list(groups), "moe.shared_only_tags": _shared_only(groups)}
     config = recipe(changes=changes)
     plan = plan_for(config, tokens)
     vocab = source.settings.integer("vocab_size")
-    links = link(family.table, plan, hf_vocab=vocab)
+    links = link(table, plan, hf_vocab=vocab)
     aside = source.match(links, family.aside, family.derived_in(config))
     if config.model.tied_embeddings and HEAD in source.where:
         source.require_copy(HEAD, of="model.embed_tokens.weight")
-    reader = HfSource(
-        source, None if options.dtype is None else DTYPES[options.dtype], allow_nonfinite=options.allow_nonfinite
-    )
+    dtype, allowed = None if options.dtype is None else DTYPES[options.dtype], options.allow_nonfinite
+    reader = HfSource(source, dtype, allow_nonfinite=allowed)
+    if upcycle.is_wanted:
+        reader = UpcycledSource(source, dtype, allow_nonfinite=allowed, options=upcycle, plan=plan)
     dtypes = {found.name: reader.dtype(found) for found in links}
     places = shares(links, plan)
     by_name = {found.name: found for found in links}
@@ -179,6 +196,7 @@ def run_import(prepared: Import, out: Path) -> bool:
         "what": "import", "source": source.fingerprint(), "recipe": dump(prepared.plan.config), "dtype": options.dtype,
         "tokens": prepared.plan.tokens.hash, "allow_nonfinite": options.allow_nonfinite,
     }  # fmt: skip
+    job |= _provenance(options)
     constants: dict[str, Any] = {}
     begin: Callable[[Path], None] | None = None
     if prepared.partition is not None:
@@ -201,6 +219,7 @@ def _finish(prepared: Import, constants: dict[str, Any], folder: Path, sums: Sum
         "folder": prepared.source.folder.resolve().name,
         "config": json.loads((prepared.source.folder / "config.json").read_bytes()),
         "new_rows": tokens.vocab_size - prepared.source.settings.integer("vocab_size"),
+        **_provenance(prepared.options),
         **constants,
     }
     more: list[str] = []
@@ -224,8 +243,12 @@ def _finish(prepared: Import, constants: dict[str, Any], folder: Path, sums: Sum
     }
     record = Record(step=0, attempt=0, tensors={"weight": stored}, files=sums, versions=find_versions())
     record.save(folder)
-    if prepared.options.gate:
+    if prepared.options.gate and can_be_compared(prepared):
         check_import(prepared, folder, record)
+
+
+def _provenance(options: ImportOptions) -> dict[str, Any]:
+    return {"upcycle": options.upcycle.to_dict()} if options.upcycle.is_wanted else {}
 
 
 def _file(

@@ -33,41 +33,42 @@ _SIZE = re.compile(r"\s*([a-z]+(?:\s*\+\s*[a-z]+)*)\s*=\s*([0-9]{1,9})\s*")
 _MORE = 1e-12  # of all use: less than that is rounding
 
 
-def read_sizes(text: str | None, num_experts: int) -> dict[str, int]:
-    """ "text=32,audio=32" -> experts of each group; None: halves for text and audio. ConfigError."""
-    if text is None:
+def read_sizes(words: Sequence[str], num_experts: int) -> dict[str, int]:
+    """ "text=32", "audio=32" -> experts of each group; none: halves for text and audio. ConfigError."""
+    given = tuple(words)
+    if not given:
         if num_experts % 2:
             wrong = f"{num_experts} experts have no halves"
-            raise ConfigError("partition.sizes", text, wrong, "say how many each gets, like text=3,audio=2")
+            raise ConfigError("partition.sizes", given, wrong, "say how many each gets, like text=3 audio=2")
         return {"text": num_experts // 2, "audio": num_experts // 2}
     sizes: dict[str, int] = {}
-    for word in text.split(","):
+    for word in given:
         match = _SIZE.fullmatch(word)
         if match is None:
-            raise ConfigError("partition.sizes", text, f"cannot read {word!r}", "write them like text=32,audio=32")
+            raise ConfigError("partition.sizes", given, f"cannot read {word!r}", "write them like text=32 audio=32")
         tags = [tag.strip() for tag in match[1].split("+")]
         for tag in tags:
             if tag not in TAG_NAMES:
                 wrong = f"there is no modality {tag!r}"
-                raise ConfigError("partition.sizes", text, wrong, f"use {', '.join(TAG_NAMES)}")
+                raise ConfigError("partition.sizes", given, wrong, f"use {', '.join(TAG_NAMES)}")
             if any(tag in name.split("+") for name in sizes) or tags.count(tag) > 1:
-                raise ConfigError("partition.sizes", text, f"{tag!r} is named twice", "name each modality once")
+                raise ConfigError("partition.sizes", given, f"{tag!r} is named twice", "name each modality once")
         if not int(match[2]):
-            raise ConfigError("partition.sizes", text, f"{match[1]} gets no expert", "give each at least one")
+            raise ConfigError("partition.sizes", given, f"{match[1]} gets no expert", "give each at least one")
         sizes["+".join(tags)] = int(match[2])
     if (total := sum(sizes.values())) != num_experts:
         wrong = f"these are {total} experts, the model has {num_experts}"
-        raise ConfigError("partition.sizes", text, wrong, f"make them add up to {num_experts}")
+        raise ConfigError("partition.sizes", given, wrong, f"make them add up to {num_experts}")
     return sizes
 
 
-def group_lines(sizes: Mapping[str, int]) -> list[str]:
+def group_lines(sizes: Mapping[str, int]) -> tuple[str, ...]:
     """As moe.groups has them: runs of ids, in turn."""
     lines, first = [], 0
     for name, size in sizes.items():
         lines.append(f"{name}: {first}-{first + size - 1}" if size > 1 else f"{name}: {first}")
         first += size
-    return lines
+    return tuple(lines)
 
 
 def kinds_of(group: str) -> list[str]:
@@ -77,12 +78,12 @@ def kinds_of(group: str) -> list[str]:
 
 def require_choosable(strategy: Strategy, sizes: Mapping[str, int]) -> None:
     """ConfigError where there is nothing to choose, or nothing to choose by."""
-    text = ",".join(f"{name}={size}" for name, size in sizes.items())
+    given = tuple(f"{name}={size}" for name, size in sizes.items())
     if len(sizes) < 2:
-        raise ConfigError("partition.sizes", text, "one group has nothing to share out", "give two groups or more")
+        raise ConfigError("partition.sizes", given, "one group has nothing to share out", "give two groups or more")
     if strategy == "affinity" and (len(sizes) > 2 or not all(kinds_of(name) for name in sizes)):
         wrong = "affinity compares how text and how speech use an expert; wave markers have no prompts"
-        raise ConfigError("partition.sizes", text, wrong, "give wave to one of two groups, like audio+wave=32")
+        raise ConfigError("partition.sizes", given, wrong, "give wave to one of two groups, like audio+wave=32")
 
 
 def order_of(strategy: Strategy, sizes: Mapping[str, int], use: Mapping[str, Numbers]) -> Order:

@@ -16,7 +16,6 @@ import torch
 
 from megatron_most.config import Plan, RunConfig
 from megatron_most.convert.families import has_modalities
-from megatron_most.convert.measure import KINDS, Usage, constants_of, measure_usage
 from megatron_most.convert.partition import (
     MEASURED,
     Order,
@@ -38,6 +37,9 @@ from megatron_most.vocab import TokenMap
 
 if TYPE_CHECKING:
     from megatron_most.convert.importer import Import, ImportOptions
+    from megatron_most.convert.measure import Usage
+
+# What runs models is imported where it runs: a look into a folder needs no Megatron-Core.
 
 FILE, PAGE = "partition.json", "partition.html"
 ROWS, LENGTH = 16, 128
@@ -54,10 +56,14 @@ class PartitionOptions:
     group as much as its size is. affinity: layer by layer, each to the modality that uses it more. All but index
     renumber a layer's experts.
     """
-    sizes: str | None = None
-    """Experts of each group, like text=32,audio=32; not set = halves for text and audio."""
+    sizes: tuple[str, ...] = ()
+    """Experts of each group, like text=32 audio=32; not set = halves for text and audio."""
     page: bool = True
     """Draw partition.html, beside partition.json."""
+
+    @property
+    def is_wanted(self) -> bool:
+        return self.strategy is not None or bool(self.sizes)
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,8 @@ def read_partition(options: PartitionOptions, base: RunConfig, groups: Sequence[
         wrong = f"--groups says whose each expert is: {', '.join(groups)}"
         raise ConfigError("partition.strategy", strategy, wrong, "give one of the two")
     if not base.moe.num_experts:
-        raise CheckpointError(f"{where}: a dense model has no experts to be shared out by --partition.strategy")
+        remedy = "--upcycle makes some, with groups of its own"
+        raise CheckpointError(f"{where}: a dense model has no experts to be shared out by a partition; {remedy}")
     if has_modalities(base):
         remedy = "leave the strategy out to keep that, or say it anew with --groups"
         wrong = f"{where}: its experts belong to modalities already ({'; '.join(base.moe.groups)})"
@@ -136,6 +143,8 @@ def share_out(prepared: Import, has_constants: bool, folder: Path) -> None:
     partition = prepared.partition
     assert partition is not None, "asked for"
     if not (folder / FILE).exists():
+        from megatron_most.convert.measure import measure_usage
+
         usages: list[Usage] = []
         if partition.prompts is not None:
             base, read = as_base(prepared.plan, read_import(prepared.reader, prepared.links))
@@ -153,11 +162,13 @@ def share_out(prepared: Import, has_constants: bool, folder: Path) -> None:
 
 def choose(partition: Partition, plan: Plan, usages: Sequence[Usage], *, has_constants: bool) -> dict[str, Any]:
     """What partition.json holds. `plan` is of what the model becomes."""
+    from megatron_most.convert.measure import KINDS, constants_of
+
     measured = {usage.layer: _rounded(usage) for usage in usages}
     layers = []
     for layer in sorted({*range(plan.config.model.num_layers)} - {*plan.config.moe.dense_layers}):
         usage = measured.get(layer)
-        uses = {} if usage is None else _uses(usage)
+        uses = {} if usage is None else _uses(usage, KINDS)
         order = order_of(partition.strategy, partition.sizes, uses.get(MEASURED.get(partition.strategy, ""), {}))
         constants = dict[str, float]()
         if usage is not None and has_constants:
@@ -219,8 +230,8 @@ def _rounded(usage: Usage) -> Usage:
     return replace(usage, mass_KE=mass, load_KE=load)
 
 
-def _uses(usage: Usage) -> dict[str, dict[str, Any]]:
+def _uses(usage: Usage, kinds: Sequence[str]) -> dict[str, dict[str, Any]]:
     """Of the kinds that were seen."""
-    seen = [(number, kind) for number, kind in enumerate(KINDS) if usage.tokens_K[number]]
+    seen = [(number, kind) for number, kind in enumerate(kinds) if usage.tokens_K[number]]
     tables = {"mass": usage.mass_KE, "load": usage.load_KE}
     return {what: {kind: use_KE[number].numpy() for number, kind in seen} for what, use_KE in tables.items()}

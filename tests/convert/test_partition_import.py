@@ -66,7 +66,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """One model by every strategy, with its folder."""
     folder = tmp_path_factory.mktemp("partitions")
     hf = make("deepseek_v2", folder / "hf")
-    sizes = {"affinity": "text=5,audio+wave=3"}
+    sizes = {"affinity": ("text=5", "audio+wave=3")}
     strategies = ("index", "alternate", "load", "affinity")
     return {"hf": hf} | {
         name: partitioned(hf, folder / name, name, **({"sizes": sizes[name]} if name in sizes else {}))
@@ -265,9 +265,14 @@ def unheard(folder: Path) -> Path:
 
 REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
     "both": ("deepseek_v2", {"strategy": "load"}, {"groups": ("text: 0-3", "audio: 4-7")}, "give one of the two"),
-    "sizes alone": ("deepseek_v2", {"sizes": "text=4,audio=4"}, {}, "give --partition.strategy too"),
-    "too few": ("deepseek_v2", {"strategy": "index", "sizes": "text=3,audio=4"}, {}, "make them add up to 8"),
-    "nobody": ("deepseek_v2", {"strategy": "index", "sizes": "text=4,video=4"}, {}, "there is no modality 'video'"),
+    "sizes alone": ("deepseek_v2", {"sizes": ("text=4", "audio=4")}, {}, "give --partition.strategy too"),
+    "too few": ("deepseek_v2", {"strategy": "index", "sizes": ("text=3", "audio=4")}, {}, "make them add up to 8"),
+    "nobody": (
+        "deepseek_v2",
+        {"strategy": "index", "sizes": ("text=4", "video=4")},
+        {},
+        "there is no modality 'video'",
+    ),
     "dense": ("llama", {"strategy": "load"}, {}, "a dense model has no experts to be shared out"),
     "shared out already": ("most", {"strategy": "load"}, {}, "its experts belong to modalities already"),
     "no text": ("deepseek_v2", {"strategy": "load"}, {"text": None}, "no tokenizer.json, so no text"),
@@ -282,7 +287,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str]] = {
         "utterance 1 is units, utterance 31 word",
     ),
     "no such unit": ("deepseek_v2", {"strategy": "affinity"}, {"audio": unheard}, r"utterance 1: .*'\[Hu22\]'"),
-    "fewer than top-k": ("deepseek_v2", {"strategy": "index", "sizes": "text=7,audio=1"}, {}, "moe.top_k = 2"),
+    "fewer than top-k": ("deepseek_v2", {"strategy": "index", "sizes": ("text=7", "audio=1")}, {}, "moe.top_k = 2"),
 }
 
 
