@@ -18,6 +18,7 @@ from megatron_most.config import replace
 from megatron_most.convert import (
     ExportOptions,
     ImportOptions,
+    Upcycling,
     exporter,
     gate,
     import_checks,
@@ -187,6 +188,18 @@ def test_a_wrong_export_is_caught_and_not_kept(tmp_path: Path) -> None:
 
     assert "layer 3 is the first to differ" in apart(body)
     assert {path.name for path in tmp_path.iterdir()} == {"hf", "ours"}
+
+
+def test_an_upcycled_model_is_compared_with_its_dense_base_while_it_is_a_copy(tmp_path: Path) -> None:
+    hf = make("llama untied", tmp_path / "hf")
+    sizes = {"group_sizes": ("text=4", "audio=4")}
+
+    def body() -> None:
+        copies = into_ours(hf, tmp_path / "copies", gate=True, upcycle=Upcycling(**sizes))
+        back(copies, tmp_path / "again", gate=True)
+        into_ours(hf, tmp_path / "noisy", gate=True, upcycle=Upcycling(**sizes, noise=0.1))
+
+    assert [passed(one) for one in watched(body)] == [True, True]  # the noisy one equals nothing
 
 
 def test_without_the_gate_nothing_is_compared(tmp_path: Path) -> None:
