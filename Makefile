@@ -33,10 +33,11 @@ check: env  ## style, types and the rules of the house
 	@$(RUN) -m mypy megatron_most
 	@$(RUN) -m pytest -q tests/test_house.py
 
-bench: env  ## speed of the data pipeline against plain loops; what telemetry, checkpoints and modalities cost; gates compared
+bench: env  ## speed of the data pipeline against plain loops; what telemetry, checkpoints and modalities cost; gates and partitions compared
 	@$(RUN) bench/data.py $(ARGS)
 	@$(RUN) bench/telemetry.py
 	@$(RUN) bench/gate_collapse.py
+	@$(RUN) bench/partition.py
 
 test-gpu: env  ## the tests that need a GPU
 	@$(RUN) -m pytest -q --durations=10 -m gpu $(ARGS)

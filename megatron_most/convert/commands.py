@@ -32,7 +32,7 @@ class Import:
 
     One tensor is in memory at a time. Before the checkpoint gets its name, the logits gate runs it and transformers'
     model of the source on the same tagged tokens, layer by layer in float32: all logits must agree to 1e-4, or nothing
-    is kept and the first layer that differs is named. With --groups an import differs from its base on purpose: its
+    is kept and the first layer that differs is named. With groups an import differs from its base on purpose: its
     weights are then compared without them, and each group's constant is measured on text.
     """
 

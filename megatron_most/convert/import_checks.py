@@ -10,9 +10,11 @@ import torch
 from megatron_most.checkpoint import DTYPES, Record, TensorReader
 from megatron_most.config import Plan, replace
 from megatron_most.convert.families import has_modalities
-from megatron_most.convert.prompts import Prompts, calibration_prompts, gate_prompts
+from megatron_most.convert.partitioned import experts_in
+from megatron_most.convert.prompts import Prompts, calibration_prompts, gate_prompts, joined, tokenizer_at
 from megatron_most.convert.readers import CONSTANT, as_base, read_files, read_import
 from megatron_most.convert.shares import plan_for
+from megatron_most.convert.speech_prompts import speech_prompts
 from megatron_most.errors import CheckpointError
 from megatron_most.runtime import get_logger
 
@@ -29,7 +31,7 @@ _log = get_logger(__name__)
 def measures_constants(prepared: Import) -> bool:
     """Whether groups are given to a base that has none, under a gate whose constants would not be 1."""
     moe, options = prepared.plan.moe, prepared.options
-    if moe is None or not options.groups or options.constant == "1" or options.upcycle.is_wanted:
+    if moe is None or not prepared.gives_groups or options.constant == "1" or options.upcycle.is_wanted:
         return False  # weights of upcycled experts sum to 1 in a group as they would in all
     is_new = any(link.name.endswith(CONSTANT) and not link.parts for link in prepared.links)
     return is_new and len(moe.groups) > 1 and not (moe.normalise_top_k and moe.top_k > 1)
@@ -49,7 +51,11 @@ def measuring_prompts(prepared: Import) -> Prompts:
             f"{folder}: the constants of the groups are measured on text, and there is no tokenizer.json to read it "
             "with; give the model's with --tokenizer FOLDER, or leave them 1 with --constant 1"
         )
-    return found
+    if options.audio is None:
+        return found
+    tokenizer, vocab = tokenizer_at(options.tokenizer or folder), prepared.source.settings.integer("vocab_size")
+    size = {"rows": len(found.kinds), "length": found.ids_BS.size(1)}
+    return joined(found, speech_prompts(options.audio, tokenizer, prepared.plan.tokens, vocab=vocab, **size))
 
 
 def set_constants(prepared: Import) -> dict[str, Any]:
@@ -80,7 +86,9 @@ def check_import(prepared: Import, folder: Path, record: Record) -> None:
     known = as_base(plan, read)[0] if options.upcycle.is_wanted else plan  # a dense base knows text alone
     rows = source.settings.integer("vocab_size")
     prompts = gate_prompts(known, options.text, options.tokenizer or source.folder, rows)
-    theirs = HfModel(source, plan.tokens, rounded_to=None if options.dtype is None else DTYPES[options.dtype])
+    rounded_to = None if options.dtype is None else DTYPES[options.dtype]
+    our_ids = None if prepared.partition is None else experts_in(folder)
+    theirs = HfModel(source, plan.tokens, rounded_to=rounded_to, our_ids=our_ids)
     found = require_equal(f"{source.folder} by transformers and the import of it", plan, read, theirs, prompts)
     _log.info("logits gate passed, on %s: %s", prompts.source, found)
 
@@ -89,7 +97,7 @@ def _as_source(prepared: Import, read: Read) -> tuple[Plan, Read]:
     """The groups that were given make another model of the base on purpose: its weights are compared without them. An
     upcycled model is its base in any group.
     """
-    if not prepared.options.groups or prepared.options.upcycle.is_wanted:
+    if not prepared.gives_groups or prepared.options.upcycle.is_wanted:
         return prepared.plan, read
     own = prepared.family.read(prepared.source.settings)
     config = replace(prepared.plan.config, {name: own[name] for name in GROUPS if name in own})

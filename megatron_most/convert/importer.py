@@ -7,7 +7,7 @@ with weights alone: manifest, resolved.toml, token_map.json, and source.json, wh
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -26,6 +26,15 @@ from megatron_most.convert.import_checks import (
     measuring_prompts,
     set_constants,
 )
+from megatron_most.convert.partition import group_lines
+from megatron_most.convert.partitioned import (
+    Partition,
+    PartitionOptions,
+    prepare_partition,
+    read_partition,
+    share_out,
+    tell_of_it,
+)
 from megatron_most.convert.recipe import recipe_of
 from megatron_most.convert.shares import Place, plan_for, shares
 from megatron_most.convert.sources import HfSource
@@ -35,6 +44,7 @@ from megatron_most.convert.token_maps import find_token_map, token_changes
 from megatron_most.convert.upcycled_source import UpcycledSource
 from megatron_most.convert.upcycling import Upcycling, changes_of, describe, require_unused, table_of
 from megatron_most.convert.writing import OutFile, Sums, describe_work, write_folder
+from megatron_most.errors import ConfigError
 from megatron_most.runtime import is_done, sha256_file, write_atomically
 from megatron_most.upstream import find_versions
 
@@ -61,6 +71,9 @@ class ImportOptions:
     """float32, bfloat16 or float16; not set = as stored."""
     groups: tuple[str, ...] = ()
     """The partition, as moe.groups has it ("text: 0-31"); not set = that of config.json, or one group for all."""
+    partition: PartitionOptions = field(default_factory=PartitionOptions)
+    audio: Path | None = None
+    """Utterances, a line each: all as units ([Hu7][Hu90]), for a model that knows them, or all as transcripts."""
     token_map: Path | None = None
     """token_map.json; not set = the one in the folder, or the backbone's."""
     num_units: int = 500
@@ -89,12 +102,23 @@ class Import:
     source: HfFolder
     family: Family
     plan: Plan
-    links: list[Link]
+    by_name: dict[str, Link]
+    """By which files are read; a partition renumbers experts here before the first of them is."""
     reader: HfSource
     files: list[OutFile]
     places: list[list[Place]]
     dtypes: dict[str, torch.dtype]
     options: ImportOptions
+    partition: Partition | None
+
+    @property
+    def gives_groups(self) -> bool:
+        """Whether it makes another model of its source on purpose."""
+        return bool(self.options.groups) or self.partition is not None
+
+    @property
+    def links(self) -> list[Link]:
+        return list(self.by_name.values())
 
     def __str__(self) -> str:
         size, layout = count_parameters(self.plan), self.options.layout
@@ -104,7 +128,7 @@ class Import:
         return (
             f"{name}: {size.total:,} parameters, {size.active:,} active; {len(self.source.where)} tensors "
             f"in {len(self.source.files)} files -> cut for {cut}: {describe_work(self.files)}{self._looks()}"
-        )
+        ) + (f"; {self.partition}" if self.partition else "")
 
     def _looks(self) -> str:
         """What else is done with all of it; no more than one tensor is in memory there either."""
@@ -122,7 +146,11 @@ def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
     tokens = find_token_map(family, source.settings, source.folder, options.token_map, options.num_units)
     changes: dict[str, Any] = token_changes(tokens, (options.token_map or out / TOKEN_MAP).absolute())
     changes |= {f"layout.{name}": value for name, value in vars(options.layout).items()}
-    groups, table, upcycle = options.groups, family.table, options.upcycle
+    recipe = partial(recipe_of, family, source.settings, name=out.name, ignored=options.ignore)
+    groups, table, upcycle, sizes = options.groups, family.table, options.upcycle, dict[str, int]()
+    if options.partition.is_wanted:
+        sizes = read_partition(options.partition, recipe(changes=changes), groups, str(source.folder))
+        groups = group_lines(sizes)
     if upcycle.is_wanted:
         table = table_of(family, source.settings)
         groups, upcycled = changes_of(upcycle, source.settings, groups)
@@ -131,9 +159,10 @@ def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
         require_unused(upcycle, family, source.settings, groups)
     if groups:
         changes |= {"moe.groups": list(groups), "moe.shared_only_tags": _shared_only(groups)}
-    config = recipe_of(family, source.settings, name=out.name, changes=changes, ignored=options.ignore)
+    config = recipe(changes=changes)
     plan = plan_for(config, tokens)
-    links = link(table, plan, hf_vocab=source.settings.integer("vocab_size"))
+    vocab = source.settings.integer("vocab_size")
+    links = link(table, plan, hf_vocab=vocab)
     aside = source.match(links, family.aside, family.derived_in(config))
     if config.model.tied_embeddings and HEAD in source.where:
         source.require_copy(HEAD, of="model.embed_tokens.weight")
@@ -145,12 +174,18 @@ def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
     places = shares(links, plan)
     by_name = {found.name: found for found in links}
     files = [_file(number, share, by_name, dtypes, reader) for number, share in enumerate(places) if share]
+    partition = None
+    if sizes:
+        partition = prepare_partition(options, sizes, source.folder, tokens, vocab=vocab, out=out)
     if aside:
         kept = {name: (source.dtype(name), source.shape(name)) for name in aside}
         files.append(OutFile(ASIDE, kept, source.read))
-    made = Import(source, family, plan, links, reader, files, places, dtypes, options)
-    if measures_constants(made):
+    made = Import(source, family, plan, by_name, reader, files, places, dtypes, options, partition)
+    if measures_constants(made) and (partition is None or partition.prompts is None):
         measuring_prompts(made)  # for its errors
+    elif options.audio is not None and partition is None:
+        remedy = "give --partition.strategy, or --groups whose constants are measured"
+        raise ConfigError("audio", str(options.audio), "nothing here is measured on speech", remedy)
     return made
 
 
@@ -163,13 +198,18 @@ def run_import(prepared: Import, out: Path) -> bool:
     }  # fmt: skip
     job |= _provenance(options)
     constants: dict[str, Any] = {}
-    if measures_constants(prepared):
+    begin: Callable[[Path], None] | None = None
+    if prepared.partition is not None:
+        has_constants = measures_constants(prepared)
+        job["partition"] = prepared.partition.job | {"constants": has_constants}
+        begin = partial(share_out, prepared, has_constants)
+    elif measures_constants(prepared):
         job["constants"] = measuring_prompts(prepared).sha256
         if is_done(out, job):
             return False
         constants = {"constants": set_constants(prepared)}
     finish = partial(_finish, prepared, constants)
-    return write_folder(out, job, prepared.files, finish, f"import {prepared.family.name}")
+    return write_folder(out, job, prepared.files, finish, f"import {prepared.family.name}", begin)
 
 
 def _finish(prepared: Import, constants: dict[str, Any], folder: Path, sums: Sums) -> None:
@@ -182,10 +222,14 @@ def _finish(prepared: Import, constants: dict[str, Any], folder: Path, sums: Sum
         **_provenance(prepared.options),
         **constants,
     }
+    more: list[str] = []
+    if prepared.partition is not None:
+        told, more = tell_of_it(prepared.partition, folder, about["folder"])
+        about |= told
     texts = {RECIPE: dump(config), TOKEN_MAP: tokens.to_json(), SOURCE: json.dumps(about, indent=1) + "\n"}
     for name, text in texts.items():
         write_atomically(folder / name, text)
-    for name in (*texts, JOB):
+    for name in (*texts, *more, JOB):
         sums[name] = (folder / name).stat().st_size, sha256_file(folder / name)
     pieces: dict[str, list[StoredPiece]] = {found.name: [] for found in prepared.links}
     shapes = {found.name: found.shape for found in prepared.links}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from math import prod
@@ -11,6 +12,7 @@ import torch
 
 from megatron_most.config import Plan, count_parameters
 from megatron_most.convert.families import FAMILIES, family_for, family_of
+from megatron_most.convert.families.fields import runs_of_ids
 from megatron_most.convert.hashes import hash_tensor, hash_together
 from megatron_most.convert.hf_folder import CONFIG, HfFolder
 from megatron_most.convert.importer import ImportOptions
@@ -102,6 +104,13 @@ def _of_ours(ours: Ours, hashes: bool) -> Iterator[str]:
         least, most = torch.stack(constants).aminmax(dim=0)
         ranges = zip(plan.moe.group_names, least.tolist(), most.tolist(), strict=True)
         yield "constants    " + "; ".join(f"{name}: {low:.4g} to {high:.4g}" for name, low, high in ranges)
+    if partition := ours.source.get("partition"):
+        yield f"partition    by {partition['strategy']}; our experts by the numbers they had in the base model"
+        for layer, experts in partition["experts"].items():
+            bounds = list(itertools.accumulate(partition["sizes"].values(), initial=0))
+            parts = zip(partition["sizes"], itertools.pairwise(bounds), strict=True)
+            of = "; ".join(f"{name}: {runs_of_ids(experts[low:high])}" for name, (low, high) in parts)
+            yield f"             layer {layer}  {of}"
     layout = {name: size for name, size in vars(ours.config.layout).items() if size and size > 1}
     yield f"recipe       {ours.config.name}; layout {_counts(layout) or 'one rank'}"
     for kind, named in record.tensors.items():

@@ -7,7 +7,7 @@ it without any data. Our names are those of checkpoint/pieces.py: layers and exp
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -94,22 +94,25 @@ def sizes(plan: Plan) -> dict[str, int]:
 
 
 def link(
-    table: Sequence[Row], plan: Plan, *, hf_vocab: int | None = None, experts: Sequence[int] | None = None
-) -> list[Link]:
+    table: Sequence[Row], plan: Plan, *, hf_vocab: int | None = None,
+    experts: Sequence[int] | Mapping[int, Sequence[int]] | None = None,
+) -> list[Link]:  # fmt: skip
     """Every tensor of a model, in the order of its layers.
 
     hf_vocab: rows of the HF model's vocabulary, where it has fewer than ours. experts: ours that the HF model has, in
-    its order, where it has not all of them.
+    its order, where it has not all of them or numbers them otherwise; by layer, where layers differ in that.
     """
     config, words = plan.config, sizes(plan)
-    kept = list(range(config.moe.num_experts)) if experts is None else list(experts)
+    every = range(config.moe.num_experts)
+    by_layer = experts if isinstance(experts, Mapping) else {}
+    in_all = every if experts is None or isinstance(experts, Mapping) else experts
     rows = [row for row in table if row.when(config)]
     links = [_once(row, words, hf_vocab) for row in rows if row.layers == "once"]
     for layer in range(config.model.num_layers):
         is_dense = not config.moe.num_experts or layer in config.moe.dense_layers
         for row in rows:
             if row.layers in ("all", "dense" if is_dense else "moe"):
-                links.extend(_of_layer(row, words, plan, layer, kept))
+                links.extend(_of_layer(row, words, plan, layer, list(by_layer.get(layer, in_all))))
     return links
 
 
@@ -147,7 +150,7 @@ def runs_of(join: Join, rows: int, plan: Plan, kept: Sequence[int]) -> tuple[Run
     if join == "halves":
         return Run(0, 0, 0, rows // 2), Run(rows // 2, 1, 0, rows // 2)
     if join == "experts":
-        return _joined(Run(expert, 0, kept.index(expert), 1) for expert in sorted(kept))
+        return _joined(Run(expert, 0, number, 1) for expert, number in sorted((e, n) for n, e in enumerate(kept)))
     model, runs, row = plan.config.model, [], 0
     kv_heads, head = model.num_kv_heads or model.num_heads, sizes(plan)["head"]
     for kv_head in range(kv_heads):

@@ -64,15 +64,19 @@ def _bytes_per_second() -> float:
 
 
 def write_folder(
-    out: Path, job: Mapping[str, Any], files: Sequence[OutFile], finish: Callable[[Path, Sums], None], words: str
-) -> bool:
-    """Write the files; `finish(folder, sums)` adds the small ones. False where the folder is there and done."""
+    out: Path, job: Mapping[str, Any], files: Sequence[OutFile], finish: Callable[[Path, Sums], None], words: str,
+    begin: Callable[[Path], None] | None = None,
+) -> bool:  # fmt: skip
+    """Write the files; `finish(folder, sums)` adds the small ones. False where the folder is there and done.
+
+    begin(folder): what has to be found out first; what it writes is there when the job goes on after a kill.
+    """
     if is_done(out, job):
         return False
     part = out.with_name(f"{out.name}.part")
     _require_room(out, part, sum(file.num_bytes for file in files))
     try:
-        _write(out, job, files, finish, words)
+        _write(out, job, files, finish, words, begin)
     except CheckpointError:
         shutil.rmtree(part, ignore_errors=True)
         raise
@@ -84,9 +88,12 @@ def write_folder(
 
 
 def _write(
-    out: Path, job: Mapping[str, Any], files: Sequence[OutFile], finish: Callable[[Path, Sums], None], words: str
-) -> None:
+    out: Path, job: Mapping[str, Any], files: Sequence[OutFile], finish: Callable[[Path, Sums], None], words: str,
+    begin: Callable[[Path], None] | None,
+) -> None:  # fmt: skip
     with open_journal(out, job, ()) as journal:
+        if begin is not None:
+            begin(journal.part)
         sums: Sums = {}
         for name, (size, digest) in ((journal.progress or {}).get("files", {})).items():
             path = journal.path(name)

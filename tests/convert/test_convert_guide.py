@@ -51,7 +51,7 @@ def test_the_commands_of_the_guide_run_in_their_order(tmp_path: Path, monkeypatc
 def test_every_option_that_the_guide_names_exists() -> None:
     kinds = (ImportOptions, ExportOptions, Import, Reading, Reshard, Verify)
     known = {field.name.replace("_", "-") for kind in kinds for field in fields(kind)}
-    known |= {f"no-{name}" for name in known} | {"source", "path", "help", "layout.expert"}
+    known |= {f"no-{name}" for name in known} | {"source", "path", "help", "layout.expert", "partition.strategy"}
     known |= {f"card.{name}" for name in ("licence", "base-model", "languages")}
     known |= {f"upcycle.{field.name.replace('_', '-')}" for field in fields(Upcycling)}
     named = set(re.findall(r"(?<![\w-])--([a-z][a-z.-]*[a-z])", GUIDE))

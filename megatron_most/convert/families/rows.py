@@ -103,7 +103,7 @@ OWN_BUFFERS = (
 )
 BUFFERS = (
     Row(_CONSTANT, "mlp.gate.group_constant", "groups", layers="moe", when=scales_groups),
-    Row(_BIAS, "mlp.gate.expert_bias", "experts", layers="moe", when=biases_choice),
+    Row(_BIAS, "mlp.gate.expert_bias", "experts", join="experts", layers="moe", when=biases_choice),
 )
 WAVE = tuple(
     Row(f"wave.proj.{name}", f"model.audio_wave_processor.proj.{name}", shape, layers="once",

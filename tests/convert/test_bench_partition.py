@@ -1,0 +1,31 @@
+"""The benchmark of partitions trains, converts and compares at its smallest scale, and writes numbers and a picture."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from xml.etree import ElementTree
+
+ROOT = Path(__file__).resolve().parents[2]
+GATES = {"masked_softmax", "masked_softmax, constant 1", "reference"}
+
+
+def test_it_tells_the_losses_of_every_strategy_under_every_gate(tmp_path: Path) -> None:
+    command = [sys.executable, "bench/partition.py", "--scale", "ci", "--bases", "text and speech"]
+    done = subprocess.run(
+        [*command, "--out", str(tmp_path / "found")], cwd=ROOT, capture_output=True, text=True, timeout=280
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    rows = json.loads((tmp_path / "found.json").read_text())
+    base, *others = rows
+    assert base["strategy"] == "none" and base["mass"] == 1 and 3 < base["text"] < 6
+    for strategy, count in {"random": 2, "index": 1, "alternate": 1, "load": 1, "affinity": 1}.items():
+        mine = [row for row in others if row["strategy"] == strategy]
+        assert len(mine) == 3 * count and {row["gate"] for row in mine} == GATES
+        assert len({row["text"] for row in mine}) == 3 * count  # gate and constant are not the same thing three times
+        assert all(0.2 < row["mass"] < 0.9 and row["text"] != base["text"] for row in mine)
+    table = [line.split("|")[2].strip() for line in done.stdout.splitlines()[2:]]
+    assert table == ["none", *(name for name in ("random", "index", "alternate", "load", "affinity") for _ in range(3))]
+    assert ElementTree.parse(tmp_path / "found.svg").getroot().tag.endswith("svg")
