@@ -66,7 +66,7 @@ SCALES = {
     ),
     "ci": Scale(
         rounds=1, text_bytes=150_000, utterances=1500, reads=5000, steps=1, waves=6, hubert=_SMALL, layer=2,
-        cuts=20_000, raced_cuts=1000,
+        cuts=5_000, raced_cuts=1000,
     ),
 }  # fmt: skip
 

@@ -50,7 +50,7 @@ def make_blend(root: Path) -> Path:
     return root
 
 
-def recipe(data: Path, folder: Path, **changes: Any) -> RunConfig:
+def recipe(data: Path, folder: Path, base: str = "most-tiny", **changes: Any) -> RunConfig:
     named = {
         "name": "test", "tokens.backbone": "file", "tokens.file": str(data / "tokenizer" / "token_map.json"),
         "data.asr.weight": 0.4, "data.asr.train": [str(data / "asr" / "train")],
@@ -61,7 +61,7 @@ def recipe(data: Path, folder: Path, **changes: Any) -> RunConfig:
         "train.epsilon": 1e-5, "train.learning_rate": 5e-3, "train.validate_every": 6,
         "checkpoint.folder": str(folder), "checkpoint.every": 4, "model.num_layers": 2,
     }  # fmt: skip
-    return replace(load_recipe("most-tiny"), {**named, **changes})
+    return replace(load_recipe(base), {**named, **changes})
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:

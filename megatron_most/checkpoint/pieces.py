@@ -13,11 +13,14 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import product
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
-from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 
 from megatron_most.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 Box = tuple[int, ...]
 _EXPERTS = re.compile(r"(.*\.mlp\.experts)\.experts\.(.*)")
@@ -78,6 +81,9 @@ def require_cover(name: str, whole: Box, boxes: Iterable[tuple[Box, Box]]) -> No
 
 def find_pieces(model: torch.nn.Module, expert_at: Sequence[int]) -> dict[str, list[Piece]]:
     """local name -> its boxes. `expert_at`: the published id of the expert in each slot."""
+    # Seconds to import, and most of this room's users have no model.
+    from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
+
     found: dict[str, list[Piece]] = {}
     tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
     with torch.no_grad():

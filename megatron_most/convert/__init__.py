@@ -11,8 +11,9 @@ from megatron_most.convert.importer import ImportOptions, Layout, prepare_import
 from megatron_most.convert.look import inspect, verify
 from megatron_most.convert.ours import Ours, open_ours
 from megatron_most.convert.reshard import prepare_reshard, run_reshard
+from megatron_most.convert.upcycling import Upcycling
 
 __all__ = [
-    "ExportOptions", "ImportOptions", "Layout", "Ours", "inspect", "open_ours", "prepare_export", "prepare_import",
-    "prepare_reshard", "run_convert_ckpt", "run_export", "run_import", "run_reshard", "verify",
+    "ExportOptions", "ImportOptions", "Layout", "Ours", "Upcycling", "inspect", "open_ours", "prepare_export",
+    "prepare_import", "prepare_reshard", "run_convert_ckpt", "run_export", "run_import", "run_reshard", "verify",
 ]  # fmt: skip

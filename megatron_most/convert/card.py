@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_most.config import Plan, RunConfig, TaskConfig, count_parameters
 from megatron_most.convert.ours import Ours
+from megatron_most.convert.upcycling import describe
 
 UNKNOWN = "not stated"
 
@@ -62,7 +63,9 @@ Everything that `resolved.toml` said of the training run is in the checkpoint th
 
 def _training(ours: Ours) -> str:
     if not ours.record.training:
-        return "none since it was imported"
+        upcycle = ours.source.get("upcycle")
+        how = f" and upcycled from a dense model: {describe(upcycle)}" if upcycle else ""
+        return f"none since it was imported{how}"
     return f"{ours.record.step:,} steps as `{ours.config.name}`: {_blend(ours.config)}"
 
 

@@ -3,8 +3,8 @@
 A model whose experts belong to modalities is MostForCausalLM there, or, by --text-only, a plain model that keeps the
 text experts alone and computes the same on text; as anything else it would be another model, so that needs
 --drop-routing. Group constants other than 1 have no place in a plain model: one for all layers becomes its scale,
-others are multiplied into the experts' down projections, exactly in float32, with one more rounding (2^-9 of a weight)
-in bfloat16.
+others are multiplied into the experts' down projections, exactly in float32, with one more rounding, 2^-8 of a
+weight at most, in bfloat16.
 """
 
 from __future__ import annotations

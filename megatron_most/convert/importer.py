@@ -25,6 +25,8 @@ from megatron_most.convert.sources import HfSource
 from megatron_most.convert.tables import Link, link
 from megatron_most.convert.token_maps import FILE as TOKEN_MAP
 from megatron_most.convert.token_maps import find_token_map, token_changes
+from megatron_most.convert.upcycled_source import UpcycledSource
+from megatron_most.convert.upcycling import Upcycling, changes_of, describe, require_unused, table_of
 from megatron_most.convert.writing import OutFile, Sums, describe_work, write_folder
 from megatron_most.runtime import sha256_file, write_atomically
 from megatron_most.upstream import find_versions
@@ -60,6 +62,8 @@ class ImportOptions:
     """Take NaN and infinite weights as they are."""
     ignore: tuple[str, ...] = ()
     """Fields of config.json that are known to change nothing."""
+    upcycle: Upcycling = field(default_factory=Upcycling)
+    """Make a dense model one with experts."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +82,10 @@ class Import:
     def __str__(self) -> str:
         size, layout = count_parameters(self.plan), self.options.layout
         cut = ", ".join(f"{name} {count}" for name, count in vars(layout).items() if count and count > 1) or "one rank"
+        upcycle = self.options.upcycle
+        name = f"{self.family.name}, upcycled: {describe(upcycle.to_dict())}" if upcycle.is_wanted else self.family.name
         return (
-            f"{self.family.name}: {size.total:,} parameters, {size.active:,} active; {len(self.source.where)} tensors "
+            f"{name}: {size.total:,} parameters, {size.active:,} active; {len(self.source.where)} tensors "
             f"in {len(self.source.files)} files -> cut for {cut}: {describe_work(self.files)}"
         )
 
@@ -91,17 +97,25 @@ def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
     tokens = find_token_map(family, source.settings, source.folder, options.token_map, options.num_units)
     changes: dict[str, Any] = token_changes(tokens, (options.token_map or out / TOKEN_MAP).absolute())
     changes |= {f"layout.{name}": value for name, value in vars(options.layout).items()}
-    if options.groups:
-        changes |= {"moe.groups": list(options.groups), "moe.shared_only_tags": _shared_only(options.groups)}
+    groups, table, upcycle = options.groups, family.table, options.upcycle
+    if upcycle.is_wanted:
+        table = table_of(family, source.settings)
+        groups, upcycled = changes_of(upcycle, source.settings, groups)
+        changes |= upcycled
+    else:
+        require_unused(upcycle, family, source.settings, groups)
+    if groups:
+        changes |= {"moe.groups": list(groups), "moe.shared_only_tags": _shared_only(groups)}
     config = recipe_of(family, source.settings, name=out.name, changes=changes, ignored=options.ignore)
     plan = plan_for(config, tokens)
-    links = link(family.table, plan, hf_vocab=source.settings.integer("vocab_size"))
+    links = link(table, plan, hf_vocab=source.settings.integer("vocab_size"))
     aside = source.match(links, family.aside, family.derived_in(config))
     if config.model.tied_embeddings and HEAD in source.where:
         source.require_copy(HEAD, of="model.embed_tokens.weight")
-    reader = HfSource(
-        source, None if options.dtype is None else DTYPES[options.dtype], allow_nonfinite=options.allow_nonfinite
-    )
+    dtype, allowed = None if options.dtype is None else DTYPES[options.dtype], options.allow_nonfinite
+    reader = HfSource(source, dtype, allow_nonfinite=allowed)
+    if upcycle.is_wanted:
+        reader = UpcycledSource(source, dtype, allow_nonfinite=allowed, options=upcycle, plan=plan)
     dtypes = {found.name: reader.dtype(found) for found in links}
     places = shares(links, plan)
     by_name = {found.name: found for found in links}
@@ -115,10 +129,11 @@ def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
 def run_import(prepared: Import, out: Path) -> bool:
     """Write it; False where it is there already."""
     options, source = prepared.options, prepared.source
-    job = {
+    job: dict[str, Any] = {
         "what": "import", "source": source.fingerprint(), "recipe": dump(prepared.plan.config), "dtype": options.dtype,
         "tokens": prepared.plan.tokens.hash, "allow_nonfinite": options.allow_nonfinite,
     }  # fmt: skip
+    job |= _provenance(options)
     return write_folder(out, job, prepared.files, partial(_finish, prepared), f"import {prepared.family.name}")
 
 
@@ -129,6 +144,7 @@ def _finish(prepared: Import, folder: Path, sums: Sums) -> None:
         "folder": prepared.source.folder.resolve().name,
         "config": json.loads((prepared.source.folder / "config.json").read_bytes()),
         "new_rows": tokens.vocab_size - prepared.source.settings.integer("vocab_size"),
+        **_provenance(prepared.options),
     }
     texts = {RECIPE: dump(config), TOKEN_MAP: tokens.to_json(), SOURCE: json.dumps(about, indent=1) + "\n"}
     for name, text in texts.items():
@@ -146,6 +162,10 @@ def _finish(prepared: Import, folder: Path, sums: Sums) -> None:
         for name, found in pieces.items()
     }
     Record(step=0, attempt=0, tensors={"weight": stored}, files=sums, versions=find_versions()).save(folder)
+
+
+def _provenance(options: ImportOptions) -> dict[str, Any]:
+    return {"upcycle": options.upcycle.to_dict()} if options.upcycle.is_wanted else {}
 
 
 def _file(

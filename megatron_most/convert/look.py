@@ -20,6 +20,7 @@ from megatron_most.convert.shares import plan_for
 from megatron_most.convert.sources import is_finite
 from megatron_most.convert.tables import Link, link
 from megatron_most.convert.token_maps import find_token_map
+from megatron_most.convert.upcycling import describe
 from megatron_most.convert.writing import gigabytes
 from megatron_most.errors import CheckpointError
 from megatron_most.runtime import progress, sha256_file
@@ -93,6 +94,8 @@ def _of_ours(ours: Ours, hashes: bool) -> Iterator[str]:
     origin = ours.source.get("family")
     yield f"checkpoint of ours: {ours.folder}, step {record.step}" + (f", imported from {origin}" if origin else "")
     yield f"family       {family_for(ours.config).name}"
+    if upcycle := ours.source.get("upcycle"):
+        yield f"upcycled     {describe(upcycle)}"
     yield from _of_model(plan)
     constants = [ours.read("weight", name) for name in ours.weights if name.endswith(".mlp.router.group_constant")]
     if constants and plan.moe is not None:

@@ -20,6 +20,12 @@ def is_finite(tensor: torch.Tensor) -> bool:
     return all(bool(torch.isfinite(block).all()) for block in tensor.reshape(-1).split(_NUMBERS_AT_ONCE))
 
 
+def seeded(*words: object) -> torch.Generator:
+    """A generator of numbers that depend on the words alone."""
+    text = " ".join(map(str, words))
+    return torch.Generator().manual_seed(int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1)
+
+
 class HfSource:
     """Reads boxes; numbers are made `dtype`, or left as they are stored."""
 
@@ -75,7 +81,6 @@ class HfSource:
             for first in range(0, rows, ROWS_AT_ONCE):
                 total += self.folder.read(name, first, min(ROWS_AT_ONCE, rows - first)).double().sum(0)
             mean = total / rows
-            seed = int.from_bytes(hashlib.sha256(f"{self._seed} {link.name}".encode()).digest()[:8], "little") >> 1
-            noise = torch.randn(link.shape[0] - rows, width, generator=torch.Generator().manual_seed(seed))
+            noise = torch.randn(link.shape[0] - rows, width, generator=seeded(self._seed, link.name))
             self._new_rows[link.name] = (mean + NOISE * mean.square().mean().sqrt() * noise).to(self.dtype(link))
         return self._new_rows[link.name]

@@ -8,8 +8,9 @@ Names are loaded when they are first asked for: the offline half needs no torch,
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
+
+from megatron_most.runtime import lazy_names
 
 if TYPE_CHECKING:
     from megatron_most.data.batch import MAX_TASKS, Document, PackedBatch, pack_rows
@@ -38,9 +39,4 @@ __all__ = [
     "run_prepare_data", "synthetic_batch", "synthetic_document",
 ]  # fmt: skip
 
-
-def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"megatron_most.data.{home}"), name)
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+__getattr__ = lazy_names(__name__, _HOMES)

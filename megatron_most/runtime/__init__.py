@@ -3,7 +3,8 @@
 Which rank this is (launch.py), what it computes on (device.py), how ranks meet, agree and end together (ranks.py,
 watch.py) and find out which of them hangs (pulse.py, beats.py, judge.py), lines, bars, clocks and files (log.py,
 progress.py, clock.py, files.py), what the disk refuses (disk.py), one writer a folder (claim.py, process.py), jobs that
-continue after a kill (journal.py), and work over several processes (workers.py). Importing this does not import torch.
+continue after a kill (journal.py), work over several processes (workers.py), and names that are loaded late (lazy.py).
+Importing this does not import torch.
 """
 
 from megatron_most.runtime.claim import Claim, claim
@@ -30,6 +31,7 @@ from megatron_most.runtime.files import (
 )
 from megatron_most.runtime.journal import JOB, Journal, is_done, open_journal
 from megatron_most.runtime.launch import Launch, expand_nodelist, find_launch
+from megatron_most.runtime.lazy import lazy_names
 from megatron_most.runtime.log import get_logger, get_rank, printable, quiet_upstream, redact, set_rank
 from megatron_most.runtime.progress import Meter, progress
 from megatron_most.runtime.pulse import PATIENCE, Pulse
@@ -64,6 +66,7 @@ __all__ = [
     "in_order",
     "is_done",
     "json_lines",
+    "lazy_names",
     "num_cores",
     "num_devices",
     "open_file",

@@ -1,31 +1,57 @@
 """Megatron-Core, DeepSpeed and transformers as they are: versions, what a CPU lacks, and the pieces we had to mend.
 
 Private names, patches and version checks stand in this room and nowhere else.
+Names are loaded when they are first asked for: to know versions takes no import of Core.
 """
 
-from megatron_most.upstream.attention import SdpaAttention
-from megatron_most.upstream.context import piece, zigzag
-from megatron_most.upstream.mla import MendedMLA
-from megatron_most.upstream.norm import RMSNorm
-from megatron_most.upstream.prepare import prepare
-from megatron_most.upstream.specs import submodules_of
-from megatron_most.upstream.versions import core_version, find_facts, find_versions
-from megatron_most.upstream.zero import (
-    Mpu,
-    expert_group_name,
-    make_zero_engine,
-    mark_for_zero,
-    prepare_deepspeed,
-)
-from megatron_most.upstream.zero_state import (
-    full_moment,
-    full_weight,
-    gradient_fragments,
-    link_moments,
-    make_room_for_moments,
-    set_full,
-    whole_shape,
-)
+from typing import TYPE_CHECKING
+
+from megatron_most.runtime import lazy_names
+
+if TYPE_CHECKING:
+    from megatron_most.upstream.attention import SdpaAttention
+    from megatron_most.upstream.context import piece, zigzag
+    from megatron_most.upstream.mla import MendedMLA
+    from megatron_most.upstream.norm import RMSNorm
+    from megatron_most.upstream.preparation import prepare
+    from megatron_most.upstream.specs import submodules_of
+    from megatron_most.upstream.versions import core_version, find_facts, find_versions
+    from megatron_most.upstream.zero import (
+        Mpu,
+        expert_group_name,
+        make_zero_engine,
+        mark_for_zero,
+        prepare_deepspeed,
+    )
+    from megatron_most.upstream.zero_state import (
+        full_moment,
+        full_weight,
+        gradient_fragments,
+        link_moments,
+        make_room_for_moments,
+        set_full,
+        whole_shape,
+    )
+
+_HOMES = {
+    "attention": ("SdpaAttention",),
+    "context": ("piece", "zigzag"),
+    "mla": ("MendedMLA",),
+    "norm": ("RMSNorm",),
+    "preparation": ("prepare",),
+    "specs": ("submodules_of",),
+    "versions": ("core_version", "find_facts", "find_versions"),
+    "zero": ("Mpu", "expert_group_name", "make_zero_engine", "mark_for_zero", "prepare_deepspeed"),
+    "zero_state": (
+        "full_moment",
+        "full_weight",
+        "gradient_fragments",
+        "link_moments",
+        "make_room_for_moments",
+        "set_full",
+        "whole_shape",
+    ),
+}
 
 __all__ = [
     "MendedMLA",
@@ -51,3 +77,5 @@ __all__ = [
     "whole_shape",
     "zigzag",
 ]
+
+__getattr__ = lazy_names(__name__, _HOMES)

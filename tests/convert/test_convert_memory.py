@@ -9,8 +9,10 @@ from types import ModuleType
 
 import pytest
 
+from megatron_most.convert import Upcycling
 from tests.checkpoint.small import in_child
-from tests.convert.folders import back, into_ours
+from tests.convert.folders import back, into_ours, save
+from tests.hf_models import llama
 
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
@@ -67,3 +69,18 @@ def test_import_and_export_take_a_fraction_of_the_model_and_from_pretrained_all_
     print(f"{size=} {into / size=:.2f} {out / size=:.2f} {theirs / size=:.2f}")
     assert max(into, out) < 2.5 * largest
     assert theirs > 0.9 * size > 1.5 * max(into, out)
+
+
+def test_upcycling_holds_a_matrix_and_no_feed_forward_of_three(tmp_path: Path) -> None:
+    import torch
+
+    width, inner = 768, 8192
+    shape: dict[str, int] = dict(hidden_size=width, intermediate_size=inner, num_hidden_layers=1)
+    hf = save(llama(**shape).to(torch.bfloat16), tmp_path / "hf")
+    options = Upcycling(group_sizes=("text=1", "audio=1"), top_k=1, noise=0.1, jitter=0.1, drop=0.5)
+    grown = grown_by(lambda: into_ours(hf, tmp_path / "ours", upcycle=options), tmp_path / "note")
+    matrix = 2 * width * inner
+    size = sum(path.stat().st_size for path in (tmp_path / "ours").glob("weights-*"))
+    print(f"{grown / 1e6:.1f} MB, a matrix {matrix / 1e6:.1f} MB, {size / 1e6:.1f} MB written")
+    assert size > 9 * matrix
+    assert grown < matrix + 32e6  # 22 MB go whatever the size: code that is loaded, blocks of numbers

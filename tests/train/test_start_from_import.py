@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from megatron_most.checkpoint import TensorReader, read_record
-from megatron_most.convert import open_ours
+from megatron_most.convert import Upcycling, open_ours
 from megatron_most.convert.hashes import hash_tensor
 from megatron_most.vocab import TokenMap
 from tests.convert.folders import back, into_ours, save
-from tests.hf_models import deepseek
-from tests.phases import recipe, refusal, run
+from tests.hf_models import deepseek, llama
+from tests.phases import losses, recipe, refusal, run
 
 
 @pytest.fixture(scope="module")
@@ -45,3 +45,26 @@ def test_a_recipe_of_another_model_is_refused(data: Path, imported: Path, tmp_pa
     changes = {"checkpoint.start_from": str(imported), "moe.groups": ["text+audio: 0-7"]}
     said = refusal(recipe(data, tmp_path, **changes))
     assert "group_constant has shape [2], the model wants [1]" in said
+
+
+def test_an_upcycled_model_trains_under_its_recipe_and_begins_with_the_dense_models_loss(
+    data: Path, tmp_path: Path
+) -> None:
+    tokens = data / "tokenizer" / "token_map.json"
+    model = llama(vocab_size=TokenMap.load(tokens).vocab_size, num_hidden_layers=2)
+    hf, first = save(model, tmp_path / "hf"), {}
+    for name, upcycle in (("dense", Upcycling()), ("upcycled", Upcycling(group_sizes=("text=4", "audio=4")))):
+        into_ours(hf, tmp_path / name, token_map=tokens, upcycle=upcycle)
+        changes = {"checkpoint.start_from": str(tmp_path / name), "train.steps": 1, "train.validate_every": 0}
+        run(recipe(data, tmp_path / f"run {name}", f"most-tiny-{name}", **changes))
+        first[name] = losses(tmp_path / f"run {name}")[0]
+    assert first["upcycled"] == pytest.approx(first["dense"], rel=1e-5)  # fp32, sums in another order
+    at = "decoder.layers.1.mlp"
+    before, after = (open_ours(tmp_path / name) for name in ("upcycled", "run upcycled"))
+    names = [
+        *(f"{at}.experts.{expert}.linear_fc1.weight" for expert in (0, 1, 4, 7)),
+        f"{at}.shared_experts.linear_fc2.weight",
+    ]
+    moved = [after.read("weight", name) for name in names]
+    assert all((new != before.read("weight", name)).any() for name, new in zip(names, moved, strict=True))
+    assert not torch.equal(moved[0], moved[1])  # copies part by the tokens that they see

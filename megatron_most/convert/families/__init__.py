@@ -38,6 +38,8 @@ class Family:
     """HF tensors, by pattern, that belong to no model of ours and are kept beside it."""
     derived: tuple[str, ...] = ("model.layers.*.self_attn.rotary_emb.inv_freq",)
     """HF tensors, by pattern, that follow from config.json, as old versions stored them."""
+    upcycled: tuple[Row, ...] | None = None
+    """Of a dense family: the table that makes a model with experts of it."""
 
     def derived_in(self, config: RunConfig) -> tuple[str, ...]:
         """Likewise for one model: tied to the embedding, the head is stored by some all the same."""
@@ -58,6 +60,7 @@ FAMILIES = {
         Family(
             name="llama", model_types=("llama",), architecture="LlamaForCausalLM",
             table=llama.TABLE, read=llama.read, write=llama.write, backbone="llama",
+            upcycled=llama.UPCYCLED,
         ),
         Family(
             name="qwen3_moe", model_types=("qwen3_moe",), architecture="Qwen3MoeForCausalLM",
@@ -83,7 +86,9 @@ def family_for(config: RunConfig) -> Family:
         return FAMILIES["llama"]
     if has_modalities(config) or config.model.wave_size:
         return FAMILIES["most"]
-    return FAMILIES["deepseek_v2" if config.model.attention == "mla" else "qwen3_moe"]
+    if config.model.attention == "mla":
+        return FAMILIES["deepseek_v2"]
+    return FAMILIES["qwen3_moe" if config.model.qk_norm else "most"]  # Llama's heads with experts: most alone
 
 
 def family_named(name: str) -> Family:

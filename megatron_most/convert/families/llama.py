@@ -6,10 +6,11 @@ from typing import Any
 
 from megatron_most.config import Plan
 from megatron_most.convert.families import fields
-from megatron_most.convert.families.rows import DENSE, FRAME, GQA
+from megatron_most.convert.families.rows import COPIES, DENSE, FRAME, GQA, OWN_BUFFERS
 from megatron_most.convert.settings import Settings
 
 TABLE = (*FRAME, *GQA, *DENSE)
+UPCYCLED = (*TABLE, *COPIES, *OWN_BUFFERS)
 
 
 def read(settings: Settings) -> fields.Changes:

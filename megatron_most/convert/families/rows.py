@@ -85,6 +85,16 @@ EXPERTS = (
     ),
 )  # fmt: skip
 
+# A dense model's feed-forward as experts, one way only: upcycled_source.py says how the numbers are made.
+_FFN, _DOWN = _gate_up("mlp"), "mlp.down_proj.weight"
+COPIES = (
+    Row("mlp.router.weight", (), "experts hidden", layers="moe"),
+    Row(f"{_EXPERT}.linear_fc1.weight", _FFN, "2expert hidden", cut=0, join="halves", layers="moe"),
+    Row(f"{_EXPERT}.linear_fc2.weight", _DOWN, "hidden expert", cut=1, layers="moe"),
+    Row(f"{_SHARED}.linear_fc1.weight", _FFN, "2shared hidden", cut=0, join="halves", layers="moe", when=shared),
+    Row(f"{_SHARED}.linear_fc2.weight", _DOWN, "hidden shared", cut=1, layers="moe", when=shared),
+)
+
 # What our routers hold beside their weight. A family without modalities has no place for it.
 _CONSTANT, _BIAS = "mlp.router.group_constant", "mlp.router.expert_bias"
 OWN_BUFFERS = (
