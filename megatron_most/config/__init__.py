@@ -21,7 +21,7 @@ from megatron_most.config.schema import (
     TokensConfig,
     TrainConfig,
 )
-from megatron_most.config.size import Flops, Size, count_flops, count_parameters
+from megatron_most.config.size import Flops, Size, batch_rows, count_flops, count_parameters
 
 __all__ = [
     "EngineConfig",
@@ -40,6 +40,7 @@ __all__ = [
     "TelemetryConfig",
     "TokensConfig",
     "TrainConfig",
+    "batch_rows",
     "build",
     "count_flops",
     "count_parameters",

@@ -109,6 +109,13 @@ def recomputes(run: Run, module: str) -> bool:
     return run.config.recompute.granularity == "selective" and module in run.config.recompute.modules
 
 
+def has_stage_without_experts(run: Run) -> bool:
+    layers = run.config.model.num_layers // run.layout.pipeline
+    dense = set(run.config.moe.dense_layers)
+    stages = range(run.layout.pipeline)
+    return any(dense.issuperset(range(stage * layers, (stage + 1) * layers)) for stage in stages)
+
+
 EXPERT_PARALLEL = Run.is_expert_parallel
 RECOMPUTABLE = ("core_attn", "mla_up_proj", "mlp", "moe", "shared_experts")
 GRAPHS = "graph capture of the router has not been proven with modality tags"
@@ -214,6 +221,12 @@ DEEPSPEED = [
         lambda run: run.uses_deepspeed and run.layout.pipeline > 1 and run.config.engine.zero_stage != 1,
         "with pipeline stages only ZeRO-1 accumulates gradients rightly",
         "use 1",
+    ),
+    Refusal(
+        "layout.pipeline",
+        lambda run: run.uses_deepspeed and EXPERT_PARALLEL(run) and has_stage_without_experts(run),
+        "a stage without experts has fewer groups of weights than others, and DeepSpeed waits for ever for its norms",
+        "use fewer stages, or change moe.dense_layers",
     ),
     without(
         "deepspeed.zero_optimization.contiguous_gradients",

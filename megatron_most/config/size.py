@@ -1,10 +1,13 @@
-"""How many parameters a plan has and how many products it takes, by arithmetic. Tests count real models against it."""
+"""How many parameters a plan has, how many products it takes, and how many rows a step has, by arithmetic. Tests count
+real models against it.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from megatron_most.config.plan import Plan
+from megatron_most.config.schema import TrainConfig
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,13 @@ def count_flops(plan: Plan) -> Flops:
     else:
         head = model.qk_nope_head_dim + model.qk_rope_head_dim + model.v_head_dim
     return Flops(per_token=2 * products, per_pair=2 * model.num_layers * model.num_heads * head)
+
+
+def batch_rows(train: TrainConfig, step: int) -> int:
+    """Rows of a step's batch: ramp_from at step 0, growing evenly to global_batch_size after ramp_steps."""
+    if step >= train.ramp_steps:
+        return train.global_batch_size
+    return train.ramp_from + (train.global_batch_size - train.ramp_from) * step // train.ramp_steps
 
 
 def _attention(plan: Plan) -> int:

@@ -33,13 +33,12 @@ def held_by_rank(links: Sequence[Link], plan: Plan) -> list[list[tuple[str, Shap
     """For each rank (name, start, shape, whole) of all it holds, as divide_work wants it."""
     layout = plan.layout
     per_stage = layout.world // layout.pipeline
-    layers = plan.config.model.num_layers // layout.pipeline
     held: list[list[tuple[str, Shape, Shape, Shape]]] = []
     for rank in range(layout.world):
         stage, inner = divmod(rank, per_stage)
         boxes = []
         for link in links:
-            if stage not in _stages(link, plan, layers):
+            if stage not in stages_of(link, plan):
                 continue
             if link.expert is None:
                 parts, part = layout.tensor, inner % layout.tensor
@@ -76,11 +75,11 @@ def boxes_of(link: Link, parts: int, part: int) -> list[Box]:
     return boxes
 
 
-def _stages(link: Link, plan: Plan, layers: int) -> set[int]:
+def stages_of(link: Link, plan: Plan) -> set[int]:
     """Where a tensor is; tied embeddings are on the first and the last."""
     last = plan.layout.pipeline - 1
     if link.layer is not None:
-        return {link.layer // layers}
+        return {link.layer // (plan.config.model.num_layers // plan.layout.pipeline)}
     if link.name.startswith(("decoder.", "output_layer.")):
         return {last}
     return {0, last} if link.name.startswith("embedding.") and plan.config.model.tied_embeddings else {0}

@@ -111,7 +111,7 @@ class Device:
     @property
     def peak_flops(self) -> float | None:
         """Dense bf16 or fp16 products a second, as the maker says; None where this table does not know the device."""
-        return next((peak for words, peak in _PEAK_FLOPS if re.search(words, self.name)), None)
+        return peak_flops_of(self.name)
 
     def reset_memory_stats(self) -> None:
         """Count GPU memory from here. The peak of a CPU process is kept by the kernel and cannot be reset."""
@@ -119,6 +119,11 @@ class Device:
             import torch
 
             torch.cuda.reset_peak_memory_stats(self.index)
+
+
+def peak_flops_of(name: str) -> float | None:
+    """Of a device as its driver calls it; see Device.peak_flops."""
+    return next((peak for words, peak in _PEAK_FLOPS if re.search(words, name)), None)
 
 
 def find_device(wanted: Literal["auto", "cpu", "gpu"] = "auto", local_rank: int = 0) -> Device:

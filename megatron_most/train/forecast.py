@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_most.config import Plan, count_flops
+from megatron_most.config import Plan, batch_rows, count_flops
 from megatron_most.data import Reader
 from megatron_most.engine import Session
 from megatron_most.runtime import Device
-from megatron_most.train.schedule import batch_rows
 
 _LOOKED_AT = 4096  # documents of the stream's beginning
 _ASSUMED_MFU = 0.2

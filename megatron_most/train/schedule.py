@@ -1,4 +1,4 @@
-"""The learning rate and the batch of each step."""
+"""The learning rate of each step."""
 
 from __future__ import annotations
 
@@ -17,10 +17,3 @@ def learning_rate(train: TrainConfig, step: int) -> float:
     done = max(0.0, (step - first) / max(1, train.steps - first))
     left = (1 + math.cos(math.pi * done)) / 2 if train.schedule == "cosine" else 1 - done
     return train.learning_rate * (train.end_ratio + (1 - train.end_ratio) * left)
-
-
-def batch_rows(train: TrainConfig, step: int) -> int:
-    """Rows of a step's batch: ramp_from at step 0, growing evenly to global_batch_size after ramp_steps."""
-    if step >= train.ramp_steps:
-        return train.global_batch_size
-    return train.ramp_from + (train.global_batch_size - train.ramp_from) * step // train.ramp_steps

@@ -188,6 +188,17 @@ CASES = {
         ({**DEEPSPEED, "engine.zero_stage": 3},),
         TWO,
     ),
+    "pipeline stage without experts": Case(
+        "layout.pipeline",
+        "waits for ever",
+        {**DEEPSPEED, "layout.pipeline": 4, "layout.expert": 2, "engine.zero_stage": 1},
+        (
+            {**DEEPSPEED, "layout.pipeline": 4, "engine.zero_stage": 1},
+            {"layout.pipeline": 4, "layout.expert": 2},
+            {**DEEPSPEED, "layout.pipeline": 2, "layout.expert": 2, "engine.zero_stage": 1},
+        ),
+        {"world_size": 8},
+    ),
     "contiguous_gradients off with EP": zero("contiguous_gradients", "silently wrong with expert", False, True),
     "reduce_scatter off with EP": zero("reduce_scatter", "fail without it", False, True),
     "hpZ with EP": zero("zero_hpz_partition_size", "hpZ fails", 2, 1),

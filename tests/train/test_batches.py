@@ -7,8 +7,7 @@ from typing import Any
 
 import pytest
 
-from megatron_most.config import TrainConfig
-from megatron_most.train.schedule import batch_rows
+from megatron_most.config import TrainConfig, batch_rows
 from tests.phases import lines, losses, recipe, refusal, run
 
 SHORT = {"train.steps": 4, "checkpoint.every": 0, "train.validate_every": 0}

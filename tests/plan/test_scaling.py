@@ -1,0 +1,42 @@
+"""The tables of docs/scaling.md are what the command computes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_most.errors import DataError
+from megatron_most.plan import Assumed
+from megatron_most.plan.scaling import NODES, tables, write_page
+
+NAMES = ("same batch", "grown batch")
+PAGE = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
+
+
+def test_rows_of_the_page_are_computed_again() -> None:
+    text = PAGE.read_text(encoding="utf-8")
+    lines, _ = tables((1, 2), Assumed())
+    for name, rows in lines.items():
+        part = text.partition(f"<!-- {name}:")[2].partition(f"<!-- end of {name}")[0]
+        assert [row for row in rows if row not in part] == []
+        assert part.count("\n| ") - 2 == len(NODES) and NODES[0] == 1 and NODES[-1] == 512
+    assert "predicted, nothing of it was measured" in text
+
+
+def test_the_page_is_written_between_its_marks_and_refused_without(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(
+        "megatron_most.plan.scaling.tables", lambda nodes, assumed: (dict.fromkeys(NAMES, ["| 7 |"]), {})
+    )
+    monkeypatch.setattr("megatron_most.plan.scaling.draw", lambda found: "<svg/>")
+    page = tmp_path / "page.md"
+    page.write_text("no marks")
+    with pytest.raises(DataError, match="has no place for the table"):
+        write_page(page, Assumed())
+    page.write_text(PAGE.read_text(encoding="utf-8"))
+    write_page(page, Assumed())
+    text = page.read_text(encoding="utf-8")
+    assert text.count("| 7 |") == 2 and "| 1 | 8 |" not in text and "What carries these numbers" in text
+    assert page.with_suffix(".svg").read_text() == "<svg/>"
