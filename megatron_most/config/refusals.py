@@ -211,6 +211,18 @@ DEEPSPEED = [
     ),
     Refusal(
         "engine.zero_stage",
+        lambda run: run.uses_deepspeed and run.config.engine.zero_stage == 0 and run.config.engine.offload_optimizer,
+        "without ZeRO DeepSpeed offloads nothing",
+        "use 1, 2 or 3, or leave engine.offload_optimizer out",
+    ),
+    Refusal(
+        "engine.zero_stage",
+        lambda run: run.uses_deepspeed and run.config.engine.zero_stage == 0 and run.config.engine.precision == "fp16",
+        "without ZeRO DeepSpeed's loss scaling for fp16 comes with masters that begin with a decaying step of zeros",
+        "use 1, 2 or 3, or bf16",
+    ),
+    Refusal(
+        "engine.zero_stage",
         lambda run: run.uses_deepspeed and run.layout.pipeline > 1 and run.config.engine.zero_stage != 1,
         "with pipeline stages only ZeRO-1 accumulates gradients rightly",
         "use 1",

@@ -165,7 +165,8 @@ class EngineConfig:
     """plain: a torch optimizer, every rank holds all of its state. deepspeed: ZeRO."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: int = 1
-    """deepspeed: what is spread over data-parallel ranks: 1 optimizer state, 2 gradients too, 3 weights too."""
+    """deepspeed: what is spread over data-parallel ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too.
+    """
     offload_optimizer: bool = False
     """deepspeed: keep optimizer state in host memory."""
 

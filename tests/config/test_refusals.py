@@ -170,6 +170,25 @@ CASES = {
         ),
         TWO,
     ),
+    "offload with stage 0": Case(
+        "engine.zero_stage",
+        "offloads nothing",
+        {**DEEPSPEED, "engine.zero_stage": 0, "engine.offload_optimizer": True},
+        (
+            {**DEEPSPEED, "engine.zero_stage": 0},
+            {**DEEPSPEED, "engine.zero_stage": 1, "engine.offload_optimizer": True},
+        ),
+    ),
+    "fp16 with stage 0": Case(
+        "engine.zero_stage",
+        "a decaying step of zeros",
+        {**DEEPSPEED, "engine.zero_stage": 0, "engine.precision": "fp16"},
+        (
+            {**DEEPSPEED, "engine.zero_stage": 1, "engine.precision": "fp16"},
+            {**DEEPSPEED, "engine.zero_stage": 0, "engine.precision": "bf16"},
+        ),
+        {"device": "gpu"},
+    ),
     "pipeline stages with ZeRO-2": Case(
         "engine.zero_stage",
         "only ZeRO-1 accumulates gradients rightly",
