@@ -5,7 +5,7 @@ Same arithmetic as the plain engine. DeepSpeed divides each loss by the number o
 data x context ranks (expert gradients too), so what it is handed is multiplied by both, and sums come out.
 
 Without ZeRO (stage 0) DeepSpeed only reduces the gradients here; masters, norm and clipping are those of the plain
-engine. By itself it would tell no norm and step on NaN in float32, and begin bfloat16 with a step of zeros, which decays.
+engine. By itself it would tell no norm and step on NaN in float32, and begin bfloat16 with a decaying step of zeros.
 """
 
 from __future__ import annotations
