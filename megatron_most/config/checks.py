@@ -241,3 +241,6 @@ def check_watch(config: RunConfig) -> None:
     if config.checkpoint.keep_optimizer and config.checkpoint.start_from is None:
         wrong = "there is no checkpoint.start_from whose optimizer could be kept"
         raise ConfigError("checkpoint.keep_optimizer", True, wrong, "name one")
+    if config.checkpoint.allow_changes and config.checkpoint.start_from is None:
+        wrong = "there is no checkpoint.start_from whose recipe this one could differ from"
+        raise ConfigError("checkpoint.allow_changes", config.checkpoint.allow_changes, wrong, "name one")

@@ -244,6 +244,10 @@ class CheckpointConfig:
     """A run's folder, or one step's, whose weights a new run begins with, as phase 2 does with phase 1's."""
     keep_optimizer: bool = False
     """start_from: also its optimizer's moments; else they begin at zero."""
+    allow_changes: tuple[str, ...] = ()
+    """start_from: fields of model and moe that may differ from its recipe's though the weights mean another thing then,
+    as "moe.gate".
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

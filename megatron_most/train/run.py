@@ -45,7 +45,7 @@ from megatron_most.train.forecast import describe
 from megatron_most.train.freeze import freeze
 from megatron_most.train.metrics import Metrics
 from megatron_most.train.phase import RECIPE, TOKEN_MAP, Phase, SpikeError
-from megatron_most.train.resume import require_same_run
+from megatron_most.train.resume import require_same_meaning, require_same_run
 from megatron_most.train.state import RunState
 from megatron_most.train.stop import StopRequest
 from megatron_most.train.validation import Validation
@@ -183,6 +183,7 @@ def _start_from(path: Path, plan: Plan, session: Session) -> tuple[Path, Record]
             wrong = f"no checkpoint there ({error})"
             raise ConfigError("checkpoint.start_from", str(path), wrong, "give a run's folder or a step's") from error
         _verify_together(*found, session)
+    require_same_meaning(found[0] / RECIPE, plan.config)
     plan.tokens.require_same(type(plan.tokens).load(found[0] / TOKEN_MAP), str(found[0]))
     _log.info("starting from the weights of %s", found[0])
     return found

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 
 from megatron_most.train import EXIT_STOPPED
+from megatron_most.train.resume import DECIDES, MAY_CHANGE, decides
+from tests.config.runs import FIELDS
 from tests.phases import STEPS, begin, lines, losses, recipe, refusal, run
 
 
@@ -80,12 +83,10 @@ def test_asked_to_stop_it_saves_and_says_so_and_then_goes_on(
 
 
 def test_what_would_make_it_another_run_is_refused_by_name(data: Path, tmp_path: Path, unbroken: Path) -> None:
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
     for changes, wrong in [
-        ({"train.learning_rate": 1e-3}, "train.learning_rate = 0.001, but the run"),
+        ({"train.learning_rate": 1e-3}, f"train.learning_rate = 0.001, but the run in {folder} was.*how far a step"),
         ({"moe.top_k": 1}, "moe.top_k = 1, but the run"),
         ({"data.asr.weight": 0.5}, "data.asr.weight = 0.5, but the run"),
         ({"train.steps": 20}, "train.steps = 20, but the run"),
@@ -101,6 +102,46 @@ def test_phase_2_begins_with_the_weights_of_phase_1_and_a_fresh_optimizer(
     run(recipe(data, tmp_path, **changes))
     first = losses(tmp_path)[0]
     assert first < 0.85 * losses(unbroken)[0]
+
+
+def test_weights_are_not_taken_for_others_unless_that_is_said(data: Path, tmp_path: Path, unbroken: Path) -> None:
+    started = {"checkpoint.start_from": str(unbroken), "train.steps": 1, "train.validate_every": 0}
+    for changes, wrong in [
+        ({"moe.gate": "reference"}, "moe.gate = 'reference': the weights of .*step-00000012 have learnt with 'masked_"),
+        ({"moe.scale": 2.0}, "moe.scale = 2.0: the weights of .* have learnt with 1.0"),
+        ({"model.rope_theta": 5e5}, "model.rope_theta = 500000.0: the weights of"),
+        ({"moe.scale": 2.0, "checkpoint.allow_changes": ["moe.scal"]}, "moe.scal changes nothing.*mean moe.scale"),
+    ]:
+        assert re.search(wrong, refusal(recipe(data, tmp_path, **started, **changes)))
+    run(recipe(data, tmp_path, **started, **{"moe.scale": 2.0, "checkpoint.allow_changes": ["moe.scale"]}))
+    assert losses(tmp_path)
+
+
+def test_what_teaches_nothing_may_change_while_a_run_goes_on(data: Path, tmp_path: Path, unbroken: Path) -> None:
+    gate = {"forgetting.valid": [str(data / "text-lm")], "train.validate_every": 3, "checkpoint.every": 3}
+    run(recipe(data, tmp_path, **gate))
+    for name in ("step-00000012", "step-00000009"):
+        shutil.rmtree(tmp_path / "checkpoints" / name)
+    shutil.copytree(data, tmp_path / "moved")
+    changes = {
+        "name": "renamed", "forgetting.valid": [str(tmp_path / "moved" / "text-lm")], "forgetting.action": "stop",
+        "forgetting.limit": 9.0, "samples.count": 1, "samples.tokens": 2, "train.spike_ratio": 99.0,
+        "samples.tokenizer": str(tmp_path / "moved" / "tokenizer"), "train.max_rollbacks": 1, "train.max_skipped": 3,
+    }  # fmt: skip
+    run(recipe(tmp_path / "moved", tmp_path, **{**gate, **changes}))
+    assert losses(tmp_path) == losses(unbroken)
+    rises = [entry for entry in lines(tmp_path) if entry.get("validation") == "forgetting"]
+    assert [entry["step"] for entry in rises] == [0, 3, 6, 9, 12]  # the base was not taken anew: the texts are the same
+
+
+def test_every_field_is_said_to_be_free_or_to_decide_something() -> None:
+    names = [f"{name}.x" if name in ("core", "deepspeed") else name for name in FIELDS]
+    used = {decides(name) for name in names}  # a KeyError where one was forgotten
+    assert None in used and set(DECIDES.values()) <= used
+    assert all(map(decides, ("train.seed", "moe.gate", "data.asr.weight", "engine.precision", "model.rope")))
+    assert decides("data.asr.valid") is decides("samples.tokenizer") is decides("moe.placement") is None
+    for known in MAY_CHANGE:
+        assert any(name.startswith(known.replace("*", "asr")) for name in names), known
 
 
 def test_a_task_without_datasets_and_a_run_without_tasks_are_refused(data: Path, tmp_path: Path) -> None:
