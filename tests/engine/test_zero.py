@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from megatron_most.config import load_recipe, replace
+from megatron_most.config.deepspeed_table import SIZES, SWITCHES
 from megatron_most.engine import Engine, PlainEngine, ZeroEngine, make_plan, open_groups
 from megatron_most.model import build_model
 from megatron_most.runtime import Ranks
@@ -33,11 +34,17 @@ LAYOUTS = {
     for c in (1, 2)
 }
 SHORT = ("TP1xEP2xCP1", "TP2xEP2xCP1", "TP1xEP2xCP2")  # for the stage that gathers weights: slow without a GPU
+TUNED: dict[str, Any] = {  # all that a recipe may say to DeepSpeed, other than by default
+    **{f"deepspeed.{name}": "overlap" in name or "breakdown" in name for name in SWITCHES},
+    **{f"deepspeed.{name}": 1000 for name in SIZES},
+    "deepspeed.communication_data_type": "fp32",
+}
 CASES = [
     *((layout, {"engine.zero_stage": stage}) for layout in LAYOUTS for stage in (1, 2)),
     *((layout, {"engine.zero_stage": 3}) for layout in SHORT),
     *((layout, {"engine.zero_stage": 0}) for layout in ("TP1xEP1xCP2", "TP2xEP1xCP1", "DP2")),
     ("TP1xEP2xCP1", {"engine.zero_stage": 2, "engine.offload_optimizer": True}),
+    *(("DP2", {"engine.zero_stage": stage, **TUNED}) for stage in (2, 3)),
     ("PP2", {"engine.zero_stage": 1}),
     ("TP2xEP2xPP2", {"engine.zero_stage": 1}),
 ]
@@ -46,13 +53,18 @@ LAYOUTS["PP2"] = (2, {"layout.pipeline": 2})
 LAYOUTS["TP2xEP2xPP2"] = (4, {"layout.tensor": 2, "layout.expert": 2, "layout.pipeline": 2})
 
 
+def name_of(layout: str, changes: dict[str, Any]) -> str:
+    tuned = "-tuned" * any(name.startswith("deepspeed.") for name in changes)
+    return "-".join([layout, *(str(value) for name, value in changes.items() if name not in TUNED)]) + tuned
+
+
 @pytest.fixture(scope="module")
 def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     file = tmp_path_factory.mktemp("alone") / "weights.pt"
     return run_ranks(train, 1, {}, file)[0], file
 
 
-@pytest.mark.parametrize(("layout", "changes"), CASES, ids=[f"{n}-{'-'.join(map(str, c.values()))}" for n, c in CASES])
+@pytest.mark.parametrize(("layout", "changes"), CASES, ids=[name_of(*case) for case in CASES])
 def test_steps_of_zero_are_steps_of_the_plain_engine(layout: str, changes: dict[str, Any], alone: Any) -> None:
     world_size, sizes = LAYOUTS[layout]
     plain, file = alone
