@@ -303,7 +303,7 @@ class TrainConfig:
     validate_every: int = 0
     """Steps between two validations; 0 = none."""
     max_skipped: int = 10
-    """Steps in a row with a gradient that is not finite before the run stops."""
+    """So many steps in a row whose gradient is not finite end the run. They leave the weights as they were."""
     hang_after_s: float = 900.0
     """Seconds without progress after which the run ends and names the rank that holds it up; 0 = never. Starting, the
     first step, saving and validating may take four times as long.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -12,8 +13,12 @@ from typing import Any
 
 import pytest
 
+from megatron_most.checkpoint.record import sum_of
+from megatron_most.data import Position
+from megatron_most.errors import CheckpointError
 from megatron_most.train import EXIT_STOPPED
 from megatron_most.train.resume import DECIDES, MAY_CHANGE, decides
+from megatron_most.train.state import RunState
 from tests.config.runs import FIELDS
 from tests.phases import STEPS, begin, lines, losses, recipe, refusal, run
 
@@ -132,6 +137,62 @@ def test_what_teaches_nothing_may_change_while_a_run_goes_on(data: Path, tmp_pat
     assert losses(tmp_path) == losses(unbroken)
     rises = [entry for entry in lines(tmp_path) if entry.get("validation") == "forgetting"]
     assert [entry["step"] for entry in rises] == [0, 3, 6, 9, 12]  # the base was not taken anew: the texts are the same
+
+
+def test_a_training_part_that_is_odd_is_one_error(data: Path, tmp_path: Path, unbroken: Path) -> None:
+    def without_moments(manifest: dict[str, Any]) -> None:
+        del manifest["tensors"]["exp_avg"]
+
+    def of_another_step(manifest: dict[str, Any]) -> None:
+        manifest["training"]["loop"]["step"] = 6
+
+    def with_nothing(manifest: dict[str, Any]) -> None:
+        manifest["training"] = {}
+
+    def without_a_place(manifest: dict[str, Any]) -> None:
+        del manifest["training"]["data"]
+
+    for spoil, wrong in [
+        (without_moments, "step-00000012: no exp_avg of .*; it is damaged"),
+        (of_another_step, "step-00000012: its training state is of step 6, its manifest of 12"),
+        (with_nothing, "step-00000012: its training state holds no number of updates"),
+        (without_a_place, "step-00000012: place in the data"),
+    ]:
+        folder = tmp_path / spoil.__name__
+        shutil.copytree(unbroken, folder)
+        path = folder / "checkpoints" / "step-00000012" / "manifest.json"
+        manifest = json.loads(path.read_bytes())
+        spoil(manifest)
+        path.write_text(json.dumps(manifest))
+        path.with_name("manifest.sha256").write_bytes(sum_of(path.read_bytes()))
+        said = refusal(recipe(data, folder))
+        assert re.search(wrong, said), said
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        [], None, {}, {"step": "x"}, {"step": -1}, {"step": True}, {"step": 1, "losses": None}, {"step": 1, "more": 1},
+        {"step": 1, "base": "x"}, {"step": 1, "base": {"loss": "x", "texts": "y"}}, {"step": 1, "rollbacks": [1]},
+        {"step": 1, "files": [1]}, {"step": 1, "files": {"a": None}}, {"step": 1, "high": 0.5},
+    ],
+)  # fmt: skip
+def test_a_loops_state_that_is_odd_is_refused(odd: Any) -> None:
+    with pytest.raises(CheckpointError, match="training state"):
+        RunState.from_dict(odd, Position())
+    whole = RunState(step=3, losses=[1.0], base={"loss": 1.0, "texts": "t"}, skipped_in_a_row=2, files={"a": [1, 2]})
+    assert RunState.from_dict(whole.to_dict(), Position()) == whole
+
+
+def test_datasets_of_another_task_are_refused_by_name(data: Path, tmp_path: Path) -> None:
+    gate = {"train.validate_every": 6}
+    for changes, wrong in [
+        ({"data.asr.train": [str(data / "tts" / "train")]}, "data.asr.train = .*tts/train.* is of the task tts; name"),
+        ({"data.asr.valid": [str(data / "text-lm")]}, "data.asr.valid = .*: its dataset.json says .* the task text-lm"),
+        ({**gate, "forgetting.valid": [str(data / "tts" / "valid")]}, "forgetting.valid = .* the task tts; .* text-lm"),
+    ]:
+        said = refusal(recipe(data, tmp_path / "run", **changes))
+        assert re.search(wrong, said), said
 
 
 def test_every_field_is_said_to_be_free_or_to_decide_something() -> None:
