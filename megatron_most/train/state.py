@@ -66,7 +66,7 @@ class RunState:
         return {name: value for name, value in asdict(self).items() if name != "position"}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], position: Position) -> Self:
+    def from_dict(cls, values: Any, position: Position) -> Self:
         """CheckpointError where a value is missing, unknown or of another kind."""
         if not isinstance(values, dict) or "step" not in values:
             raise CheckpointError(f"training state: {values!r:.80} holds no step; it is damaged")
