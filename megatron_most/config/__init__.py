@@ -8,6 +8,7 @@ In use:
 
 from megatron_most.config.build import build, token_map
 from megatron_most.config.load import dump, from_command_line, load_recipe, recipe_names, replace
+from megatron_most.config.meaning import meaning
 from megatron_most.config.plan import Facts, LayoutPlan, MoEPlan, Plan
 from megatron_most.config.schema import (
     EngineConfig,
@@ -47,6 +48,7 @@ __all__ = [
     "dump",
     "from_command_line",
     "load_recipe",
+    "meaning",
     "recipe_names",
     "replace",
     "token_map",

@@ -53,6 +53,8 @@ AT_MOST = {  # beyond these a slip of the keyboard eats the machine's memory bef
     "tokens": {"num_units": 10**6, "multiple": 10**6},
     "model": {"num_layers": 10**4},
     "moe": {"num_experts": 10**5},
+    "train": {"steps": 10**9, "ramp_steps": 10**6, "global_batch_size": 10**7, "sequence_length": 10**8},
+    "data": {"window": 10**7},
 }
 
 
@@ -241,3 +243,6 @@ def check_watch(config: RunConfig) -> None:
     if config.checkpoint.keep_optimizer and config.checkpoint.start_from is None:
         wrong = "there is no checkpoint.start_from whose optimizer could be kept"
         raise ConfigError("checkpoint.keep_optimizer", True, wrong, "name one")
+    if config.checkpoint.allow_changes and config.checkpoint.start_from is None:
+        wrong = "there is no checkpoint.start_from whose recipe this one could differ from"
+        raise ConfigError("checkpoint.allow_changes", config.checkpoint.allow_changes, wrong, "name one")

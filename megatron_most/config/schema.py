@@ -165,7 +165,8 @@ class EngineConfig:
     """plain: a torch optimizer, every rank holds all of its state. deepspeed: ZeRO."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     zero_stage: int = 1
-    """deepspeed: what is spread over data-parallel ranks: 1 optimizer state, 2 gradients too, 3 weights too."""
+    """deepspeed: what is spread over data-parallel ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too.
+    """
     offload_optimizer: bool = False
     """deepspeed: keep optimizer state in host memory."""
 
@@ -243,6 +244,10 @@ class CheckpointConfig:
     """A run's folder, or one step's, whose weights a new run begins with, as phase 2 does with phase 1's."""
     keep_optimizer: bool = False
     """start_from: also its optimizer's moments; else they begin at zero."""
+    allow_changes: tuple[str, ...] = ()
+    """start_from: fields of model and moe that may differ from its recipe's though the weights mean another thing then,
+    as "moe.gate".
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,7 +303,7 @@ class TrainConfig:
     validate_every: int = 0
     """Steps between two validations; 0 = none."""
     max_skipped: int = 10
-    """Steps in a row with a gradient that is not finite before the run stops."""
+    """So many steps in a row whose gradient is not finite end the run. They leave the weights as they were."""
     hang_after_s: float = 900.0
     """Seconds without progress after which the run ends and names the rank that holds it up; 0 = never. Starting, the
     first step, saving and validating may take four times as long.

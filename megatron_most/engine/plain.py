@@ -16,6 +16,7 @@ from megatron_most.data import PackedBatch
 from megatron_most.engine.check import check_together
 from megatron_most.engine.gradients import clip_gradients, gradient_squares, reduce_gradients, whole_gradients
 from megatron_most.engine.interface import Lap, ReadLocal, StepReport, no_lap, roots
+from megatron_most.engine.masters import Masters
 from megatron_most.engine.schedule import predict, run_micro_batches
 from megatron_most.errors import ConfigError
 from megatron_most.model import LossTerms, MostModel, part_names, part_of_weights
@@ -35,17 +36,8 @@ class PlainEngine:
         self.model, self.plan, self.groups = model, plan, groups
         self._updates = 0
         self.parts, self.part_of = part_names(plan), part_of_weights(model, plan)
-        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
-        self.masters = [weight if weight.dtype == torch.float32 else _master(weight) for weight in self.weights]
-        train = plan.config.train
-        decayed = [weight for weight in self.masters if weight.ndim > 1]
-        others = [weight for weight in self.masters if weight.ndim <= 1]
-        self.optimizer = torch.optim.AdamW(
-            [{"params": decayed, "weight_decay": train.weight_decay}, {"params": others, "weight_decay": 0.0}],
-            lr=train.learning_rate,
-            betas=train.betas,
-            eps=train.epsilon,
-        )
+        self.whole = Masters(model, plan.config.train)
+        self.weights = self.whole.weights
 
     def step(
         self, batches: Sequence[PackedBatch], learning_rate: float, *, lap: Lap = no_lap, look: bool = False
@@ -79,30 +71,12 @@ class PlainEngine:
 
     def state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
         """See interface.Engine."""
-        masters = dict(zip(self.weights, self.masters, strict=True))
-        for name, weight in self.model.named_parameters():
-            master = masters.get(weight, weight)
-            yield "weight", name, master.detach().float()
-            for kind in ("exp_avg", "exp_avg_sq"):
-                if kind in self.optimizer.state.get(master, {}):
-                    yield kind, name, self.optimizer.state[master][kind]
-        for name, buffer in self.model.named_buffers():
-            yield "weight", name, buffer
+        return self.whole.state()
 
-    @torch.no_grad()
     def load_state(self, read: ReadLocal, updates: int) -> None:
         """See interface.Engine."""
-        names = {weight: name for name, weight in self.model.named_parameters()}
         self._updates = updates
-        for weight, master in zip(self.weights, self.masters, strict=True):
-            name, shape = names[weight], weight.shape
-            value = read("weight", name, shape)
-            assert value is not None, "weights are there or an error"
-            master.copy_(value)
-            moments = {kind: read(kind, name, shape) for kind in ("exp_avg", "exp_avg_sq")}
-            if all(moment is not None for moment in moments.values()):
-                here = {kind: moment.to(master.device) for kind, moment in moments.items() if moment is not None}
-                self.optimizer.state[master] = {"step": torch.tensor(float(updates)), **here}
+        self.whole.load_state(read, updates)
 
     @torch.no_grad()
     def evaluate(self, batches: Sequence[PackedBatch]) -> LossTerms:
@@ -120,17 +94,8 @@ class PlainEngine:
         return predict(self.model, self.model, batch, places_B, self.groups)
 
     def _move(self, learning_rate: float) -> None:
-        for weight, master in zip(self.weights, self.masters, strict=True):
-            if master is not weight:
-                assert weight.grad is not None, "reduce_gradients fills every gradient"
-                master.grad = weight.grad.float()
-        for group in self.optimizer.param_groups:
+        self.whole.take_gradients()
+        for group in self.whole.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.optimizer.step()
-        for weight, master in zip(self.weights, self.masters, strict=True):
-            if master is not weight:
-                weight.data.copy_(master.data)
-
-
-def _master(weight: torch.nn.Parameter) -> torch.nn.Parameter:
-    return torch.nn.Parameter(weight.detach().float().clone())
+        self.whole.optimizer.step()
+        self.whole.give_back()

@@ -1,7 +1,11 @@
-"""The DeepSpeed engine: ZeRO 1, 2 and 3 over tensor, expert and context parallelism, and ZeRO-1 over pipeline stages.
+"""The DeepSpeed engine: ZeRO 0 to 3 over tensor and context parallelism, 1 to 3 over expert parallelism too, and ZeRO-1
+over pipeline stages.
 
 Same arithmetic as the plain engine. DeepSpeed divides each loss by the number of micro-batches and each gradient by the
 data x context ranks (expert gradients too), so what it is handed is multiplied by both, and sums come out.
+
+Without ZeRO (stage 0) DeepSpeed only reduces the gradients here; masters, norm and clipping are those of the plain
+engine. By itself it would tell no norm and step on NaN in float32, and begin bfloat16 with a decaying step of zeros.
 """
 
 from __future__ import annotations
@@ -16,8 +20,9 @@ import torch.distributed as dist
 from megatron_most.config import Plan
 from megatron_most.data import PackedBatch
 from megatron_most.engine.check import check_together
-from megatron_most.engine.gradients import gradient_squares, whole_gradients
+from megatron_most.engine.gradients import clip_gradients, gradient_squares, whole_gradients
 from megatron_most.engine.interface import Lap, ReadLocal, StepReport, no_lap, roots
+from megatron_most.engine.masters import Masters
 from megatron_most.engine.schedule import add_up, count_globally, cut_terms, predict, run_micro_batches
 from megatron_most.errors import ConfigError, MostError
 from megatron_most.model import LossTerms, MostModel, part_names, part_of_weights
@@ -53,7 +58,9 @@ class ZeroEngine:
         self.parts, self.part_of = part_names(plan), part_of_weights(model, plan)
         mark_for_zero(named, plan.layout, engine.zero_stage, groups.expert_cell, groups.expert_data, groups.tensor)
         mpu = Mpu(groups.data_context, groups.model, groups.tensor)
-        self.engine = make_zero_engine(model, _optimizer(plan, named), mpu, _settings(plan))
+        self.whole = None if engine.zero_stage else Masters(model, plan.config.train)
+        optimizer = self.whole.optimizer if self.whole else _optimizer(plan, named)
+        self.engine = make_zero_engine(model, optimizer, mpu, _settings(plan))
         self.model: MostModel = self.engine.module
 
     def step(
@@ -69,11 +76,16 @@ class ZeroEngine:
         skipped = self.engine.skipped_steps
         terms = self._stages(batches, lap) if self.plan.layout.pipeline > 1 else self._accumulate(batches)
         lap("forward_backward")
-        norms = self._norms() if look else {}
+        squares = self._squares() if look or self.whole else None
+        norms = roots(self.parts, squares, self._loss_scale) if look and squares is not None else {}
         lap("telemetry")
-        self.engine.step()
-        norm = float(self.engine.get_global_grad_norm() or 0.0)
-        is_skipped = self.engine.skipped_steps > skipped
+        if self.whole is not None and squares is not None:
+            norm = math.sqrt(float(squares.sum()))
+            is_skipped = not self._step_whole(self.whole, norm)
+        else:
+            self.engine.step()
+            norm = float(self.engine.get_global_grad_norm() or 0.0)
+            is_skipped = self.engine.skipped_steps > skipped
         if not math.isfinite(norm) and not is_skipped:
             raise MostError(f"the gradient norm is {norm} and ZeRO has used it: go back to the last checkpoint")
         if not is_skipped:
@@ -90,6 +102,9 @@ class ZeroEngine:
 
     def state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
         """See interface.Engine."""
+        if self.whole is not None:
+            yield from self.whole.state()
+            return
         link_moments(self.engine.optimizer)
         for name, weight in self.model.named_parameters():
             yield "weight", name, full_weight(weight)
@@ -102,6 +117,9 @@ class ZeroEngine:
     def load_state(self, read: ReadLocal, updates: int) -> None:
         """See interface.Engine."""
         self._updates = updates
+        if self.whole is not None:
+            self.whole.load_state(read, updates)
+            return
         make_room_for_moments(self.engine.optimizer, updates)
         for name, weight in self.model.named_parameters():
             if weight.requires_grad:
@@ -139,9 +157,7 @@ class ZeroEngine:
         batches = [batch.to(device) for batch in batches]
         weights, rows = count_globally(batches, self.groups, device)
         ranks = self.groups.data_context.size()
-        scale = (
-            getattr(self.engine.optimizer, "loss_scale", 1.0) if self.plan.config.engine.precision == "fp16" else 1.0
-        )
+        scale = self._loss_scale if self.plan.config.engine.precision == "fp16" else 1.0
         set_auxiliary_scale(scale * ranks / rows, device)
         done: list[LossTerms] = []
         for number, batch in enumerate(batches, start=1):
@@ -171,15 +187,30 @@ class ZeroEngine:
         lap("optimizer")
         return terms
 
-    def _norms(self) -> dict[str, float]:
-        """By part of the model, of the gradients that the step is about to use."""
+    @property
+    def _loss_scale(self) -> float:
+        return float(getattr(self.engine.optimizer, "loss_scale", 1.0))
+
+    def _squares(self) -> torch.Tensor:
+        """By part of the model, of the gradients that the step is about to use, loss scale included."""
         optimizer, device = self.engine.optimizer, next(self.model.parameters()).device
-        if self.plan.config.engine.zero_stage:
+        if self.whole is None:
             fragments = gradient_fragments(optimizer, self.model.parameters())
         else:
-            fragments = whole_gradients([w for w in self.model.parameters() if w.requires_grad], self.groups)
-        squares = gradient_squares(fragments, self.part_of, len(self.parts), self.groups, device)
-        return roots(self.parts, squares, float(getattr(optimizer, "loss_scale", 1.0)))
+            fragments = whole_gradients(self.whole.weights, self.groups)
+        return gradient_squares(fragments, self.part_of, len(self.parts), self.groups, device)
+
+    def _step_whole(self, whole: Masters, norm: float) -> bool:
+        """Stage 0's step on reduced gradients, or none where they are not finite; they are gone afterwards."""
+        is_finite = math.isfinite(norm)
+        if is_finite:
+            clip_gradients(whole.weights, norm, self.plan.config.train.clip)
+            whole.take_gradients()
+            self.engine.step()
+            whole.give_back()
+        for weight in whole.weights:
+            weight.grad = None
+        return is_finite
 
 
 def _optimizer(plan: Plan, named: list[tuple[str, torch.nn.Parameter]]) -> torch.optim.Optimizer:
@@ -206,7 +237,7 @@ def _settings(plan: Plan) -> dict[str, Any]:
     settings: dict[str, Any] = {
         "train_micro_batch_size_per_gpu": plan.config.train.micro_batch_size,
         "gradient_accumulation_steps": plan.micro_batches,
-        "gradient_clipping": plan.config.train.clip,
+        "gradient_clipping": plan.config.train.clip if engine.zero_stage else 0.0,
         "zero_allow_untested_optimizer": True,  # torch's AdamW: needs no compiler
         "zero_force_ds_cpu_optimizer": False,
         "steps_per_print": 10**9,
@@ -214,7 +245,8 @@ def _settings(plan: Plan) -> dict[str, Any]:
     }
     if engine.precision != "fp32":
         settings[engine.precision] = {"enabled": True}
-        settings["data_types"] = {"grad_accum_dtype": "fp32"}
+        if engine.zero_stage:
+            settings["data_types"] = {"grad_accum_dtype": "fp32"}
         settings["communication_data_type"] = "fp32"
     for name, value in plan.config.deepspeed.items():
         *path, last = name.split(".")

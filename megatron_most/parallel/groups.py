@@ -61,10 +61,7 @@ def start_groups(layout: LayoutPlan, seed: int, timeout_s: float) -> Groups:
         expert_tensor_parallel_size=layout.expert_tensor,
         distributed_timeout_minutes=math.ceil(timeout_s / 60),
     )
-    stage = parallel_state.get_pipeline_model_parallel_rank()
-    # Stages hold other layers: other numbers. Core adds up to thousands for tensor and expert ranks; a small stride
-    # would start experts of one stage as copies of another's.
-    model_parallel_cuda_manual_seed(seed + 1_000_000_007 * stage)
+    seed_generators(seed)
     first, last = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
     return Groups(
         data=parallel_state.get_data_parallel_group(),
@@ -81,6 +78,14 @@ def start_groups(layout: LayoutPlan, seed: int, timeout_s: float) -> Groups:
         is_first_stage=first,
         is_last_stage=last,
     )
+
+
+def seed_generators(seed: int) -> None:
+    """Core's random streams from their beginning, while its groups are open."""
+    stage = parallel_state.get_pipeline_model_parallel_rank()
+    # Stages hold other layers: other numbers. Core adds up to thousands for tensor and expert ranks; a small stride
+    # would start experts of one stage as copies of another's.
+    model_parallel_cuda_manual_seed(seed + 1_000_000_007 * stage)
 
 
 def stop_groups() -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import fields
 
 from megatron_most.config import Plan, TaskConfig
-from megatron_most.data import Blend, Reader, TaskSpec, open_task
+from megatron_most.data import Blend, Reader, TaskSpec, load_info, open_task
+from megatron_most.data.tasks import TASKS
 from megatron_most.errors import ConfigError
 
 FORGETTING = "forgetting"
@@ -24,6 +25,7 @@ def open_reader(plan: Plan) -> Reader:
         )
     validation = [_open(plan, name, task, task.valid, 1.0) for name, task in tasks.items() if task.valid]
     if folders := plan.config.forgetting.valid:
+        _require_task("forgetting.valid", folders, ("text-lm", "text-instruct"))
         validation.append(open_task(folders, plan.tokens, name=FORGETTING, weight=1.0, long_policy="split"))
     return Reader(
         Blend(blend),
@@ -36,6 +38,19 @@ def open_reader(plan: Plan) -> Reader:
     )
 
 
+def _require_task(field: str, folders: tuple[str, ...], wanted: tuple[str, ...]) -> None:
+    """A dataset knows its task: another's would be learnt and reported under a false name. Tasks of a user's own, which
+    no name here stands for, may be given anywhere.
+    """
+    for folder in folders:
+        task = load_info(folder).task
+        if task in TASKS and task not in wanted:
+            remedy = f"name datasets of {' or '.join(wanted)}"
+            raise ConfigError(field, folder, f"its dataset.json says that it is of the task {task}", remedy)
+
+
 def _open(plan: Plan, name: str, task: TaskConfig, folders: tuple[str, ...], weight: float) -> TaskSpec:
+    part = "valid" if folders is task.valid else "train"
+    _require_task(f"data.{name.replace('-', '_')}.{part}", folders, (name,))
     policy = None if task.long == "default" else task.long
     return open_task(folders, plan.tokens, name=name, weight=weight, long_policy=policy)

@@ -49,7 +49,9 @@ def forecast(plan: Plan, reader: Reader, first: int = 0) -> Forecast:
     if train.batch_counts == "documents":
         documents = float(steps * train.global_batch_size)
     else:
-        rows = sum(batch_rows(train, step) for step in range(first, train.steps))
+        grown = min(max(first, train.ramp_steps), train.steps)  # from then on all are alike
+        rows = sum(batch_rows(train, step) for step in range(first, grown))
+        rows += (train.steps - grown) * train.global_batch_size
         documents = rows * sampled / len(sample)
     times = documents / sampled
     shares = {task.name: task for task in reader.summaries() if task.share}

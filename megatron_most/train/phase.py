@@ -43,7 +43,7 @@ class Phase:
     ) -> None:  # fmt: skip
         self.session, self.engine, self.reader, self.saver = session, engine, reader, saver
         self.metrics, self.validation, self.state = metrics, validation, state
-        self._folder, self._first, self._in_a_row = folder, state.step, 0
+        self._folder, self._first, self._is_saved = folder, state.step, state.step > 0
         self._spike_at = state.position
 
     def run(self, stop: StopRequest) -> int:
@@ -101,14 +101,14 @@ class Phase:
         look = self.metrics.looks_at(state.step)
         report = self.engine.step(data.batches, rate, lap=self.metrics.lap, look=look)
         self.metrics.step(state.step, report, data, rate)
-        self._in_a_row = self._in_a_row + 1 if report.is_skipped else 0
-        if self._in_a_row > train.max_skipped:
+        state.skipped_in_a_row = state.skipped_in_a_row + 1 if report.is_skipped else 0
+        if state.skipped_in_a_row >= train.max_skipped:
             at(f"step {state.step}: looking for documents", patience=PATIENCE)
             groups = self.session.groups
             dealing = Dealing(
                 rank=groups.data.rank(), ranks=groups.data.size(), micro_batch_size=train.micro_batch_size
             )
-            give_up(state.step, self._in_a_row, data, self.reader, self.engine, dealing, self._folder)
+            give_up(state.step, state.skipped_in_a_row, data, self.reader, self.engine, dealing, self._folder)
         self._watch_loss(report, data)
         state.step, state.position, state.skipped = state.step + 1, data.after, state.skipped + report.is_skipped
 
@@ -130,7 +130,8 @@ class Phase:
         self._await_saves()
         left_out = {"step": state.step, "from": self._spike_at.to_dict(), "to": data.after.to_dict()}
         rolled = replace(state, position=data.after, rollbacks=[*state.rollbacks, left_out])
-        told += ": going back to the last checkpoint, and on with the data that comes after"
+        where = "last checkpoint" if self._is_saved else "first weights"
+        told += f": going back to the {where}, and on with the data that comes after"
         raise SpikeError(told, rolled)
 
     def _await_saves(self) -> None:
@@ -145,6 +146,7 @@ class Phase:
             "data": self.reader.state(state.position).to_dict(),
         }
         texts = {RECIPE: dump(plan.config), TOKEN_MAP: plan.tokens.to_json()}
+        self._is_saved = True
         self.saver.write(self.saver.snapshot(state.step, self.engine.state(), training, texts))
         self.metrics.flush()
 

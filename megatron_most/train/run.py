@@ -2,19 +2,21 @@
 
 Order: the plan and every dataset are checked before anything is built; a checkpoint's weights go into the model before
 the engine takes it, its moments after; then phase.py's loop. A spike of the loss ends that loop, and all is opened anew
-from the last checkpoint. All ranks do all of it.
+from the last checkpoint, or from the first weights where there is none. All ranks do all of it.
 """
 
 from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 from megatron_most.checkpoint import (
     LocalTensors,
+    Piece,
     Record,
     Saver,
     Shelf,
@@ -27,7 +29,8 @@ from megatron_most.config import Plan, RunConfig, dump
 from megatron_most.data import Reader, ReaderState
 from megatron_most.engine import Session, make_engine, open_session
 from megatron_most.errors import CheckpointError, ConfigError, MostError
-from megatron_most.model import build_model
+from megatron_most.model import MostModel, build_model
+from megatron_most.parallel import seed_generators
 from megatron_most.runtime import (
     PATIENCE,
     Claim,
@@ -35,6 +38,7 @@ from megatron_most.runtime import (
     agree,
     claim,
     get_logger,
+    seed_everything,
     set_threads,
     write_atomically,
 )
@@ -45,8 +49,8 @@ from megatron_most.train.forecast import describe
 from megatron_most.train.freeze import freeze
 from megatron_most.train.metrics import Metrics
 from megatron_most.train.phase import RECIPE, TOKEN_MAP, Phase, SpikeError
-from megatron_most.train.resume import require_same_run
-from megatron_most.train.state import RunState
+from megatron_most.train.resume import require_same_meaning, require_same_run
+from megatron_most.train.state import RunState, is_base
 from megatron_most.train.stop import StopRequest
 from megatron_most.train.validation import Validation
 from megatron_most.upstream import find_versions
@@ -96,6 +100,8 @@ def _open_phase(
     session.ranks.pulse.at("starting", patience=PATIENCE)
     _require_own(own)
     found = shelf.find_newest(lambda path, record: _verify_together(path, record, session))
+    seed_everything(config.train.seed)  # the random streams have moved on where this is not the first time
+    seed_generators(config.train.seed)
     model = build_model(plan, session.groups, session.device.torch_device)
     pieces = find_pieces(model, plan.moe.expert_at if plan.moe else ())
     state, source, moments_of = RunState(), found, found
@@ -108,7 +114,7 @@ def _open_phase(
         if moments_of is not None and "exp_avg" not in source[1].tensors:
             wrong, remedy = f"{source[0]} holds no optimizer state", "leave it out: the moments begin at zero"
             raise ConfigError("checkpoint.keep_optimizer", True, wrong, remedy)
-        state.base = source[1].training.get("loop", {}).get("base")
+        state.base = _base_of(source[1].training)
     state.files = stamp(config) if session.ranks.rank == 0 else {}  # who writes the checkpoint's manifest
     tensors = LocalTensors(TensorReader(*source), pieces) if source is not None else None
     if tensors is not None:
@@ -117,7 +123,10 @@ def _open_phase(
         _log.info("train.freeze keeps %s numbers of this rank as they are", f"{frozen:,}")
     engine = make_engine(model, plan, session.groups)
     if moments_of is not None and tensors is not None:
-        engine.load_state(tensors.read, moments_of[1].training["updates"])
+        updates = _training(*moments_of)["updates"]
+        if found is not None and updates:
+            _require_moments(*found, model, pieces)
+        engine.load_state(tensors.read, updates)
     if after is not None:
         state.position, state.rollbacks = after.position, after.rollbacks
     if found is not None:
@@ -168,8 +177,41 @@ def _verify_together(path: Path, record: Record, session: Session) -> None:
 def _resume(found: tuple[Path, Record], config: RunConfig, reader: Reader) -> RunState:
     path, record = found
     require_same_run(path / RECIPE, config)
-    training = record.training
-    return RunState.from_dict(training["loop"], reader.check_state(ReaderState.from_dict(training["data"])))
+    training = _training(path, record)
+    try:
+        place = reader.check_state(ReaderState.from_dict(training.get("data")))
+        state = RunState.from_dict(training.get("loop"), place)
+    except MostError as error:
+        raise CheckpointError(f"{path}: {error}") from error
+    if state.step != record.step:
+        raise CheckpointError(f"{path}: its training state is of step {state.step}, its manifest of {record.step}")
+    return state
+
+
+def _base_of(training: object) -> dict[str, Any] | None:
+    """The gate's first loss of another run; None where it kept none, as an imported model."""
+    loop = training.get("loop") if isinstance(training, dict) else None
+    base = loop.get("base") if isinstance(loop, dict) else None
+    return base if is_base(base) else None
+
+
+def _training(path: Path, record: Record) -> dict[str, Any]:
+    """What the loop has kept, with a count of updates."""
+    updates = record.training.get("updates") if isinstance(record.training, dict) else None
+    if type(updates) is not int or updates < 0:
+        raise CheckpointError(f"{path}: its training state holds no number of updates ({updates!r}); it is damaged")
+    return record.training
+
+
+def _require_moments(path: Path, record: Record, model: MostModel, pieces: Mapping[str, Sequence[Piece]]) -> None:
+    """All ranks end where a weight that has learnt in this run has no moments: it would not be the same run."""
+    wrong = None
+    for local, weight in model.named_parameters():
+        for kind in ("exp_avg", "exp_avg_sq") if weight.requires_grad else ():
+            gone = [piece.name for piece in pieces[local] if piece.name not in record.tensors.get(kind, {})]
+            if gone and wrong is None:
+                wrong = CheckpointError(f"{path}: no {kind} of {gone[0]}; it is damaged: remove it to go on before it")
+    agree(wrong)
 
 
 def _start_from(path: Path, plan: Plan, session: Session) -> tuple[Path, Record]:
@@ -183,6 +225,7 @@ def _start_from(path: Path, plan: Plan, session: Session) -> tuple[Path, Record]
             wrong = f"no checkpoint there ({error})"
             raise ConfigError("checkpoint.start_from", str(path), wrong, "give a run's folder or a step's") from error
         _verify_together(*found, session)
+    require_same_meaning(found[0] / RECIPE, plan.config)
     plan.tokens.require_same(type(plan.tokens).load(found[0] / TOKEN_MAP), str(found[0]))
     _log.info("starting from the weights of %s", found[0])
     return found

@@ -2,14 +2,42 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
 from statistics import median
-from typing import Any, Self
+from typing import Any, Self, TypeGuard
 
 from megatron_most.config import TrainConfig
 from megatron_most.data import Position
 from megatron_most.errors import CheckpointError
 from megatron_most.train.data_files import Stamps
+
+
+def _is_count(value: object) -> TypeGuard[int]:
+    return type(value) is int and value >= 0
+
+
+def _is_list_of(value: object, *kinds: type) -> bool:
+    return isinstance(value, list) and all(type(item) in kinds for item in value)
+
+
+def is_base(value: object) -> bool:
+    """The forgetting gate's, or none."""
+    if value is None:
+        return True
+    return isinstance(value, dict) and type(value.get("loss")) in (float, int) and type(value.get("texts")) is str
+
+
+_KINDS: dict[str, Callable[[object], bool]] = {
+    "step": _is_count,
+    "skipped": _is_count,
+    "skipped_in_a_row": _is_count,
+    "base": is_base,
+    "losses": lambda value: _is_list_of(value, float, int),
+    "rollbacks": lambda value: _is_list_of(value, dict),
+    "high": _is_count,
+    "files": lambda value: isinstance(value, dict) and all(_is_list_of(stamp, int) for stamp in value.values()),
+}
 
 
 @dataclass
@@ -20,6 +48,8 @@ class RunState:
     position: Position = Position()
     skipped: int = 0
     """Steps whose gradient was not finite."""
+    skipped_in_a_row: int = 0
+    """Those without a finite one since: a run that is started again ends no later than one that was not."""
     base: dict[str, Any] | None = None
     """The forgetting gate's first loss, and of which texts."""
     losses: list[float] = field(default_factory=list)
@@ -36,11 +66,16 @@ class RunState:
         return {name: value for name, value in asdict(self).items() if name != "position"}
 
     @classmethod
-    def from_dict(cls, values: dict[str, Any], position: Position) -> Self:
-        try:
-            return cls(position=position, **values)
-        except TypeError as error:
-            raise CheckpointError(f"training state {sorted(values)}: not this version's ({error})") from error
+    def from_dict(cls, values: Any, position: Position) -> Self:
+        """CheckpointError where a value is missing, unknown or of another kind."""
+        if not isinstance(values, dict) or "step" not in values:
+            raise CheckpointError(f"training state: {values!r:.80} holds no step; it is damaged")
+        for name, value in values.items():
+            if name not in _KINDS:
+                raise CheckpointError(f"training state: {name} is not this version's")
+            if not _KINDS[name](value):
+                raise CheckpointError(f"training state: {name} is {value!r:.80}; it is damaged")
+        return cls(position=position, **values)
 
     def note_loss(self, loss: float, train: TrainConfig) -> bool:
         """Remember a finite step's loss; True where it ends a spike that is to be left out."""

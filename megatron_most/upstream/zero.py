@@ -119,8 +119,11 @@ def make_zero_engine(
 
         def _do_optimizer_sanity_check(self, basic_optimizer: torch.optim.Optimizer) -> Any:
             """For bf16 with float32 gradients DeepSpeed takes another optimizer class under ZeRO-1 alone, whose state
-            is laid out otherwise; that of ZeRO-2 does both stages in any precision.
+            is laid out otherwise; that of ZeRO-2 does both stages in any precision. Without ZeRO the optimizer given
+            stays as it is: DeepSpeed's wrapper starts Adam with a step of zeros, which counts, and decays the weights.
             """
+            if not self.zero_optimization():
+                return None
             wrapper = super()._do_optimizer_sanity_check(basic_optimizer)
             return ZERO_OPTIMIZATION if wrapper == BFLOAT16 else wrapper
 

@@ -29,6 +29,7 @@ LATER = {
     "ZeRO-3 EP1": (2, {**ZERO, "engine.zero_stage": 3}),
     "ZeRO-2 EP2": (2, {**ZERO, "engine.zero_stage": 2, "layout.expert": 2}),
     "TP2": (2, {**ZERO, "engine.zero_stage": 1, "layout.tensor": 2}),
+    "ZeRO-0": (2, {**ZERO, "engine.zero_stage": 0}),
     "PP2": (2, {**ZERO, "engine.zero_stage": 1, "layout.pipeline": 2}),
     "DP1": (1, {**ZERO, "engine.zero_stage": 1}),
     "EP4": (4, {**ZERO, "engine.zero_stage": 1, "layout.expert": 4}),
@@ -122,3 +123,15 @@ def test_names_and_shapes_in_a_checkpoint_are_those_of_the_whole_model(saved: An
         name for name in names if "expert_bias" not in name and "constant" not in name
     }
     assert "note.txt" in record.files
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_without_zero_a_run_goes_on_exactly_and_under_other_engines(tmp_path: Path, precision: str) -> None:
+    changes = {**ZERO, "engine.zero_stage": 0, "engine.precision": precision}
+    unbroken = run_ranks(run, 2, changes, tmp_path, True)[0]["losses"]
+    assert len(set(unbroken)) == STEPS
+    assert run_ranks(run, 2, changes, tmp_path, False)[0]["losses"] == unbroken[SAVED_AT:]
+    record = read(tmp_path / f"step-{SAVED_AT:08d}")
+    assert set(record.tensors["exp_avg"]) and record.tensors["weight"].keys() >= record.tensors["exp_avg"].keys()
+    later = run_ranks(run, 2, {**changes, "engine.zero_stage": 2}, tmp_path, False)[0]["losses"]
+    assert later == pytest.approx(unbroken[SAVED_AT:], rel=5e-5 if precision == "fp32" else 5e-3)

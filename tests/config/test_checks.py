@@ -261,7 +261,17 @@ def test_what_is_divided_by_is_not_0(field: str) -> None:
         plan_for({field: 0.0})
 
 
-@pytest.mark.parametrize(("field", "value"), [("tokens.num_units", 10**30), ("model.num_layers", 10**9)])
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("tokens.num_units", 10**30),
+        ("model.num_layers", 10**9),
+        ("train.steps", 10**40),
+        ("train.global_batch_size", 10**9),
+        ("train.sequence_length", 10**12),
+        ("data.window", 10**10),
+    ],
+)
 def test_a_size_with_too_many_zeros_is_refused_before_it_eats_the_memory(field: str, value: int) -> None:
     with pytest.raises(ConfigError, match="check the number of zeros"):
         plan_for({field: value})

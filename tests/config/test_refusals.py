@@ -54,7 +54,9 @@ def zero(name: str, words: str, bad: Any, *fine: Any) -> Case:
     """A ZeRO setting that is refused together with expert parallelism only."""
     name = f"deepspeed.zero_optimization.{name}"
     alone = ({**DEEPSPEED, name: bad}, {**DEEPSPEED, **EP2})
-    return Case(name, words, {**DEEPSPEED, **EP2, name: bad}, (*alone, *({**EP2, name: v} for v in fine)), TWO)
+    return Case(
+        name, words, {**DEEPSPEED, **EP2, name: bad}, (*alone, *({**DEEPSPEED, **EP2, name: v} for v in fine)), TWO
+    )
 
 
 CASES = {
@@ -170,6 +172,25 @@ CASES = {
         ),
         TWO,
     ),
+    "offload with stage 0": Case(
+        "engine.zero_stage",
+        "offloads nothing",
+        {**DEEPSPEED, "engine.zero_stage": 0, "engine.offload_optimizer": True},
+        (
+            {**DEEPSPEED, "engine.zero_stage": 0},
+            {**DEEPSPEED, "engine.zero_stage": 1, "engine.offload_optimizer": True},
+        ),
+    ),
+    "fp16 with stage 0": Case(
+        "engine.zero_stage",
+        "a decaying step of zeros",
+        {**DEEPSPEED, "engine.zero_stage": 0, "engine.precision": "fp16"},
+        (
+            {**DEEPSPEED, "engine.zero_stage": 1, "engine.precision": "fp16"},
+            {**DEEPSPEED, "engine.zero_stage": 0, "engine.precision": "bf16"},
+        ),
+        {"device": "gpu"},
+    ),
     "pipeline stages with ZeRO-2": Case(
         "engine.zero_stage",
         "only ZeRO-1 accumulates gradients rightly",
@@ -201,7 +222,13 @@ CASES = {
     ),
     "contiguous_gradients off with EP": zero("contiguous_gradients", "silently wrong with expert", False, True),
     "reduce_scatter off with EP": zero("reduce_scatter", "fail without it", False, True),
-    "hpZ with EP": zero("zero_hpz_partition_size", "hpZ fails", 2, 1),
+    "hpZ": Case(
+        "deepspeed.zero_optimization.zero_hpz_partition_size",
+        "hpZ fails",
+        {**DEEPSPEED, "deepspeed.zero_optimization.zero_hpz_partition_size": 2},
+        ({**DEEPSPEED, **EP2, "deepspeed.zero_optimization.zero_hpz_partition_size": 1},),
+        TWO,
+    ),
     "round_robin_gradients": Case(
         "deepspeed.zero_optimization.round_robin_gradients",
         "other parameters' numbers",
@@ -219,19 +246,10 @@ CASES = {
         "fails with expert parallelism",
         {**DEEPSPEED, **EP2, "deepspeed.checkpoint.load_universal": True},
         (
-            {**DEEPSPEED, "deepspeed.checkpoint.load_universal": True},
+            {**DEEPSPEED, "deepspeed.checkpoint.load_universal": False},
             {**DEEPSPEED, **EP2, "deepspeed.checkpoint.load_universal": False},
         ),
         TWO,
-    ),
-    "zero.Init in float32 on a CPU": Case(
-        "deepspeed.zero_init.dtype",
-        "into bfloat16 on a CPU",
-        {**DEEPSPEED, "deepspeed.zero_init.dtype": "fp32"},
-        (
-            on({"device": "gpu"}, {**DEEPSPEED, "deepspeed.zero_init.dtype": "fp32"}),
-            {**DEEPSPEED, "deepspeed.zero_init.dtype": "bf16"},
-        ),
     ),
     "torch_autocast": Case(
         "deepspeed.torch_autocast.enabled",
@@ -275,7 +293,7 @@ CASES = {
             name,
             "a field of its own",
             {name: 1},
-            ({f"deepspeed.{name}_of_another_name": 1}, {"core.deterministic_mode": True}),
+            ({**DEEPSPEED, "deepspeed.steps_per_print": 1}, {"core.deterministic_mode": True}),
         )
         for name, ours in OWNED.items()
     },
@@ -352,3 +370,41 @@ def test_no_row_of_the_table_lacks_a_case() -> None:
     tried = {(row.field, row.wrong) for row in map(row_of, CASES.values())}
     assert [row.field for row in REFUSALS if (row.field, row.wrong) not in tried] == []
     assert len({(row.field, row.wrong) for row in REFUSALS}) == len(REFUSALS)
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        ("foo", 1, "not proven to do anything right here; use zero_opt"),
+        ("zero_optimisation.stage", 3, "not proven to do anything right"),
+        ("zero_optimization.reduce_bucket_sizee", 5, "did you mean zero_optimization.reduce_bucket_size?"),
+        ("optimizer.type", "Adam", "not proven"),
+        ("scheduler.type", "WarmupLR", "not proven"),
+        ("gradient_predivide_factor", 0.5, "not proven"),
+        ("elasticity.enabled", True, "not proven"),
+        ("amp.enabled", True, "not proven"),
+        ("sparse_gradients", True, "not proven"),
+        ("zero_init.dtype", "bf16", "not proven"),
+        ("zero_optimization.overlap_comm", "yes", "is no switch; give true or false"),
+        ("zero_optimization.contiguous_gradients", 1, "is no switch"),
+        ("zero_optimization.reduce_bucket_size", "x", "is no size"),
+        ("zero_optimization.reduce_bucket_size", 0, "is no size"),
+        ("zero_optimization.reduce_bucket_size", 1.5, "is no size"),
+        ("zero_optimization.sub_group_size", True, "is no size"),
+        ("zero_optimization.sub_group_size", 10**40, "is no size"),
+        ("communication_data_type", "fp16", "not proven to do right here; use fp32"),
+    ],
+)
+def test_a_setting_of_deepspeeds_that_is_not_known_to_be_right_is_refused_by_name(
+    name: str, value: Any, words: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        plan_for({**DEEPSPEED, f"deepspeed.{name}": value})
+    assert caught.value.field == f"deepspeed.{name}" and words in str(caught.value)
+
+
+def test_settings_of_deepspeeds_are_refused_where_nobody_reads_them() -> None:
+    good = {"deepspeed.zero_optimization.reduce_bucket_size": 5e8, "deepspeed.communication_data_type": "fp32"}
+    assert plan_for({**DEEPSPEED, **good}).config.deepspeed
+    with pytest.raises(ConfigError, match="reduce_bucket_size = .*engine.kind is plain, which reads none of it"):
+        plan_for(good)

@@ -19,6 +19,7 @@ CASES = [
     *((layout, {"engine.zero_stage": 2}) for layout in ("TP1xEP2xCP1", "TP2xEP2xCP1")),
     ("TP1xEP2xCP1", {"engine.zero_stage": 2, "engine.offload_optimizer": True}),
     ("TP1xEP2xCP1", {"engine.zero_stage": 3}),
+    *((layout, {"engine.zero_stage": 0}) for layout in ("DP2", "TP2xEP1xCP1")),
 ]
 
 

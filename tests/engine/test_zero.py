@@ -5,6 +5,7 @@ Batches mix modalities or lack one on some ranks, gradients are accumulated over
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from megatron_most.config import load_recipe, replace
+from megatron_most.config.deepspeed_table import SIZES, SWITCHES
 from megatron_most.engine import Engine, PlainEngine, ZeroEngine, make_plan, open_groups
 from megatron_most.model import build_model
 from megatron_most.runtime import Ranks
@@ -32,15 +34,28 @@ LAYOUTS = {
     for c in (1, 2)
 }
 SHORT = ("TP1xEP2xCP1", "TP2xEP2xCP1", "TP1xEP2xCP2")  # for the stage that gathers weights: slow without a GPU
+TUNED: dict[str, Any] = {  # all that a recipe may say to DeepSpeed, other than by default
+    **{f"deepspeed.{name}": "overlap" in name or "breakdown" in name for name in SWITCHES},
+    **{f"deepspeed.{name}": 1000 for name in SIZES},
+    "deepspeed.communication_data_type": "fp32",
+}
 CASES = [
     *((layout, {"engine.zero_stage": stage}) for layout in LAYOUTS for stage in (1, 2)),
     *((layout, {"engine.zero_stage": 3}) for layout in SHORT),
+    *((layout, {"engine.zero_stage": 0}) for layout in ("TP1xEP1xCP2", "TP2xEP1xCP1", "DP2")),
     ("TP1xEP2xCP1", {"engine.zero_stage": 2, "engine.offload_optimizer": True}),
+    *(("DP2", {"engine.zero_stage": stage, **TUNED}) for stage in (2, 3)),
     ("PP2", {"engine.zero_stage": 1}),
     ("TP2xEP2xPP2", {"engine.zero_stage": 1}),
 ]
+LAYOUTS["DP2"] = (2, {})
 LAYOUTS["PP2"] = (2, {"layout.pipeline": 2})
 LAYOUTS["TP2xEP2xPP2"] = (4, {"layout.tensor": 2, "layout.expert": 2, "layout.pipeline": 2})
+
+
+def name_of(layout: str, changes: dict[str, Any]) -> str:
+    tuned = "-tuned" * any(name.startswith("deepspeed.") for name in changes)
+    return "-".join([layout, *(str(value) for name, value in changes.items() if name not in TUNED)]) + tuned
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +64,7 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Pat
     return run_ranks(train, 1, {}, file)[0], file
 
 
-@pytest.mark.parametrize(("layout", "changes"), CASES, ids=[f"{n}-{'-'.join(map(str, c.values()))}" for n, c in CASES])
+@pytest.mark.parametrize(("layout", "changes"), CASES, ids=[name_of(*case) for case in CASES])
 def test_steps_of_zero_are_steps_of_the_plain_engine(layout: str, changes: dict[str, Any], alone: Any) -> None:
     world_size, sizes = LAYOUTS[layout]
     plain, file = alone
@@ -99,3 +114,25 @@ def train(ranks: Ranks, changes: dict[str, Any], file: Path) -> dict[str, Any]:
             "by_part": [report.norms for report in reports],
             "weights": differences,
         }
+
+
+def skip_and_go_on(ranks: Ranks) -> tuple[list[bool], list[bool]]:
+    config = replace(load_recipe("most-tiny"), {**COMMON, "engine.kind": "deepspeed", "engine.zero_stage": 0})
+    plan = make_plan(config, ranks.world_size, ranks.device)
+    with open_groups(plan, ranks) as session:
+        model = build_model(plan, session.groups)
+        engine, skipped, moved = ZeroEngine(model, plan, session.groups), [], []
+        watched = next(model.parameters())
+        spoil = [1.0, math.nan, 1.0]
+        watched.register_hook(lambda gradient: gradient * spoil[len(skipped)])
+        for step in range(3):
+            before = watched.detach().clone()
+            batches = [whole_rows(plan, kind, 32, step * ROWS + i) for i, kind in enumerate(KINDS[0])]
+            skipped.append(engine.step(batches, LEARNING_RATE).is_skipped)
+            moved.append(not torch.equal(before, watched))
+        assert engine.updates == 2
+        return skipped, moved
+
+
+def test_without_zero_a_gradient_that_is_not_finite_moves_nothing_and_leaves_nothing_behind() -> None:
+    assert run_ranks(skip_and_go_on, 1) == [([False, True, False], [True, False, True])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,23 @@ def test_a_stopped_run_goes_on_with_its_moments(data: Path, tmp_path: Path, star
     run(frozen(data, tmp_path, start, **{"engine.kind": "deepspeed", "engine.zero_stage": 3}), 2)
     assert losses(tmp_path) == pytest.approx(losses(plain), rel=3e-5)
     check(start, tmp_path)
+
+
+def test_weights_thawed_beside_kept_moments_learn_alike_in_both_engines_and_after_a_stop(
+    data: Path, tmp_path: Path, plain: Path
+) -> None:
+    """`plain` has learnt with some weights frozen: no checkpoint has moments of theirs."""
+    kept = {"checkpoint.start_from": str(plain), "checkpoint.keep_optimizer": True, "checkpoint.every": 1}
+    zero2 = {"engine.kind": "deepspeed", "engine.zero_stage": 2}
+    for name, world, changes in (("plain", 1, {}), ("zero", 2, zero2)):
+        config = recipe(data, tmp_path / name, **{**BASE, **kept, **changes})
+        run(config, world)
+        unbroken = losses(tmp_path / name)
+        for step in ("step-00000002", "step-00000003"):
+            shutil.rmtree(tmp_path / name / "checkpoints" / step)
+        run(config, world)
+        assert losses(tmp_path / name) == unbroken
+    assert losses(tmp_path / "zero") == pytest.approx(losses(tmp_path / "plain"), rel=3e-5)
 
 
 @pytest.mark.parametrize(

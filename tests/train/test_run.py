@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -11,7 +13,13 @@ from typing import Any
 
 import pytest
 
+from megatron_most.checkpoint.record import sum_of
+from megatron_most.data import Position
+from megatron_most.errors import CheckpointError
 from megatron_most.train import EXIT_STOPPED
+from megatron_most.train.resume import DECIDES, MAY_CHANGE, decides
+from megatron_most.train.state import RunState
+from tests.config.runs import FIELDS
 from tests.phases import STEPS, begin, lines, losses, recipe, refusal, run
 
 
@@ -80,12 +88,10 @@ def test_asked_to_stop_it_saves_and_says_so_and_then_goes_on(
 
 
 def test_what_would_make_it_another_run_is_refused_by_name(data: Path, tmp_path: Path, unbroken: Path) -> None:
-    import shutil
-
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
     for changes, wrong in [
-        ({"train.learning_rate": 1e-3}, "train.learning_rate = 0.001, but the run"),
+        ({"train.learning_rate": 1e-3}, f"train.learning_rate = 0.001, but the run in {folder} was.*how far a step"),
         ({"moe.top_k": 1}, "moe.top_k = 1, but the run"),
         ({"data.asr.weight": 0.5}, "data.asr.weight = 0.5, but the run"),
         ({"train.steps": 20}, "train.steps = 20, but the run"),
@@ -101,6 +107,102 @@ def test_phase_2_begins_with_the_weights_of_phase_1_and_a_fresh_optimizer(
     run(recipe(data, tmp_path, **changes))
     first = losses(tmp_path)[0]
     assert first < 0.85 * losses(unbroken)[0]
+
+
+def test_weights_are_not_taken_for_others_unless_that_is_said(data: Path, tmp_path: Path, unbroken: Path) -> None:
+    started = {"checkpoint.start_from": str(unbroken), "train.steps": 1, "train.validate_every": 0}
+    for changes, wrong in [
+        ({"moe.gate": "reference"}, "moe.gate = 'reference': the weights of .*step-00000012 have learnt with 'masked_"),
+        ({"moe.scale": 2.0}, "moe.scale = 2.0: the weights of .* have learnt with 1.0"),
+        ({"model.rope_theta": 5e5}, "model.rope_theta = 500000.0: the weights of"),
+        ({"moe.scale": 2.0, "checkpoint.allow_changes": ["moe.scal"]}, "moe.scal changes nothing.*mean moe.scale"),
+    ]:
+        assert re.search(wrong, refusal(recipe(data, tmp_path, **started, **changes)))
+    run(recipe(data, tmp_path, **started, **{"moe.scale": 2.0, "checkpoint.allow_changes": ["moe.scale"]}))
+    assert losses(tmp_path)
+
+
+def test_what_teaches_nothing_may_change_while_a_run_goes_on(data: Path, tmp_path: Path, unbroken: Path) -> None:
+    gate = {"forgetting.valid": [str(data / "text-lm")], "train.validate_every": 3, "checkpoint.every": 3}
+    run(recipe(data, tmp_path, **gate))
+    for name in ("step-00000012", "step-00000009"):
+        shutil.rmtree(tmp_path / "checkpoints" / name)
+    shutil.copytree(data, tmp_path / "moved")
+    changes = {
+        "name": "renamed", "forgetting.valid": [str(tmp_path / "moved" / "text-lm")], "forgetting.action": "stop",
+        "forgetting.limit": 9.0, "samples.count": 1, "samples.tokens": 2, "train.spike_ratio": 99.0,
+        "samples.tokenizer": str(tmp_path / "moved" / "tokenizer"), "train.max_rollbacks": 1, "train.max_skipped": 3,
+    }  # fmt: skip
+    run(recipe(tmp_path / "moved", tmp_path, **{**gate, **changes}))
+    assert losses(tmp_path) == losses(unbroken)
+    rises = [entry for entry in lines(tmp_path) if entry.get("validation") == "forgetting"]
+    assert [entry["step"] for entry in rises] == [0, 3, 6, 9, 12]  # the base was not taken anew: the texts are the same
+
+
+def test_a_training_part_that_is_odd_is_one_error(data: Path, tmp_path: Path, unbroken: Path) -> None:
+    def without_moments(manifest: dict[str, Any]) -> None:
+        del manifest["tensors"]["exp_avg"]
+
+    def of_another_step(manifest: dict[str, Any]) -> None:
+        manifest["training"]["loop"]["step"] = 6
+
+    def with_nothing(manifest: dict[str, Any]) -> None:
+        manifest["training"] = {}
+
+    def without_a_place(manifest: dict[str, Any]) -> None:
+        del manifest["training"]["data"]
+
+    for spoil, wrong in [
+        (without_moments, "step-00000012: no exp_avg of .*; it is damaged"),
+        (of_another_step, "step-00000012: its training state is of step 6, its manifest of 12"),
+        (with_nothing, "step-00000012: its training state holds no number of updates"),
+        (without_a_place, "step-00000012: place in the data"),
+    ]:
+        folder = tmp_path / spoil.__name__
+        shutil.copytree(unbroken, folder)
+        path = folder / "checkpoints" / "step-00000012" / "manifest.json"
+        manifest = json.loads(path.read_bytes())
+        spoil(manifest)
+        path.write_text(json.dumps(manifest))
+        path.with_name("manifest.sha256").write_bytes(sum_of(path.read_bytes()))
+        said = refusal(recipe(data, folder))
+        assert re.search(wrong, said), said
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [
+        [], None, {}, {"step": "x"}, {"step": -1}, {"step": True}, {"step": 1, "losses": None}, {"step": 1, "more": 1},
+        {"step": 1, "base": "x"}, {"step": 1, "base": {"loss": "x", "texts": "y"}}, {"step": 1, "rollbacks": [1]},
+        {"step": 1, "files": [1]}, {"step": 1, "files": {"a": None}}, {"step": 1, "high": 0.5},
+    ],
+)  # fmt: skip
+def test_a_loops_state_that_is_odd_is_refused(odd: Any) -> None:
+    with pytest.raises(CheckpointError, match="training state"):
+        RunState.from_dict(odd, Position())
+    whole = RunState(step=3, losses=[1.0], base={"loss": 1.0, "texts": "t"}, skipped_in_a_row=2, files={"a": [1, 2]})
+    assert RunState.from_dict(whole.to_dict(), Position()) == whole
+
+
+def test_datasets_of_another_task_are_refused_by_name(data: Path, tmp_path: Path) -> None:
+    gate = {"train.validate_every": 6}
+    for changes, wrong in [
+        ({"data.asr.train": [str(data / "tts" / "train")]}, "data.asr.train = .*tts/train.* is of the task tts; name"),
+        ({"data.asr.valid": [str(data / "text-lm")]}, "data.asr.valid = .*: its dataset.json says .* the task text-lm"),
+        ({**gate, "forgetting.valid": [str(data / "tts" / "valid")]}, "forgetting.valid = .* the task tts; .* text-lm"),
+    ]:
+        said = refusal(recipe(data, tmp_path / "run", **changes))
+        assert re.search(wrong, said), said
+
+
+def test_every_field_is_said_to_be_free_or_to_decide_something() -> None:
+    names = [f"{name}.x" if name in ("core", "deepspeed") else name for name in FIELDS]
+    used = {decides(name) for name in names}  # a KeyError where one was forgotten
+    assert None in used and set(DECIDES.values()) <= used
+    assert all(map(decides, ("train.seed", "moe.gate", "data.asr.weight", "engine.precision", "model.rope")))
+    assert decides("data.asr.valid") is decides("samples.tokenizer") is decides("moe.placement") is None
+    for known in MAY_CHANGE:
+        assert any(name.startswith(known.replace("*", "asr")) for name in names), known
 
 
 def test_a_task_without_datasets_and_a_run_without_tasks_are_refused(data: Path, tmp_path: Path) -> None:

@@ -22,6 +22,10 @@ def spoil_gradients(child: Child, model: MostModel) -> None:
     weight.register_hook(lambda gradient: gradient * math.nan if child.step >= SPOILT else gradient)
 
 
+def spoil_all_gradients(child: Child, model: MostModel) -> None:
+    next(model.parameters()).register_hook(lambda gradient: gradient * math.nan)
+
+
 def spoil_weights(child: Child, model: MostModel) -> None:
     with torch.no_grad():
         child.on("step", SPOILT, lambda: next(model.parameters()).data.fill_(math.nan))
@@ -50,7 +54,7 @@ def with_model(spoil: Callable[[Child, MostModel], None]) -> Callable[[Child], N
 )
 def test_the_end_says_what_is_to_blame(tmp_path: Path, spoil: Callable[[Child, MostModel], None], blame: str) -> None:
     warm()
-    run = Bench(tmp_path).new(train__max_skipped=1)
+    run = Bench(tmp_path).new(train__max_skipped=2)
     ended = run.go(1, with_model(spoil))
     assert ended.codes == [2], ended.all_said
     assert blame in ended.line(f"step {SPOILT + 1}: the gradient was not finite 2 times in a row")
@@ -59,3 +63,12 @@ def test_the_end_says_what_is_to_blame(tmp_path: Path, spoil: Callable[[Child, M
     assert len(listed) == 4 and all(any(name in line for line in listed) for name in names)
     is_finite = {line.split()[0] for line in listed} == {"finite"}
     assert is_finite is (spoil is spoil_gradients)
+
+
+def test_a_run_that_is_started_again_counts_on(tmp_path: Path) -> None:
+    warm()
+    run = Bench(tmp_path).new(train__max_skipped=3, checkpoint__every=1)
+    for spoil in (spoil_gradients, spoil_all_gradients):  # saved after two of them, it takes the third alone
+        ended = run.go(1, with_model(spoil))
+        assert ended.codes == [2], ended.all_said
+        assert ended.line(f"step {SPOILT + 2}: the gradient was not finite 3 times in a row")

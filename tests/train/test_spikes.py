@@ -13,6 +13,7 @@ from megatron_most.config import RunConfig, TrainConfig
 from megatron_most.data import Position
 from megatron_most.engine import PlainEngine, StepReport, ZeroEngine
 from megatron_most.runtime import Launch
+from megatron_most.train import run as run_module
 from megatron_most.train import run_training
 from megatron_most.train.state import RunState
 from tests.harness import launch_ranks
@@ -33,6 +34,7 @@ def run_with_spikes(launch: Launch, config: RunConfig, calls: tuple[int, ...], n
             return replace(report, loss=report.loss * 10) if seen - 1 in calls else report
 
         kind.step = step  # type: ignore[assignment, method-assign]
+    run_module._log.warning = lambda text, said: note.write_text(str(said))  # type: ignore[method-assign, assignment]
     try:
         return run_training(config, launch)
     except Exception as error:
@@ -57,6 +59,19 @@ def test_the_run_goes_back_and_leaves_the_spikes_data_out(data: Path, tmp_path: 
 
 def _key(position: dict[str, int]) -> tuple[int, int]:
     return position["window"], position["row"]
+
+
+def test_before_the_first_checkpoint_it_goes_back_to_the_first_weights(data: Path, tmp_path: Path) -> None:
+    gate = {"forgetting.valid": [str(data / "text-lm")], "train.validate_every": 6, "train.steps": 6}
+    base = []
+    for name, calls in (("smooth", ()), ("spiked", (3, 4))):
+        (tmp_path / name).mkdir()
+        config = recipe(data, tmp_path / name, **{**SPIKY, **gate, "checkpoint.every": 0})
+        assert spiked(config, calls, tmp_path / name) == [0]
+        base.append([line["loss"] for line in lines(tmp_path / name) if line.get("validation") == "forgetting"][0])
+    assert base[0] == base[1]  # the gate was measured anew, on the same weights
+    assert "steps 3 to 4: the loss rose to" in (tmp_path / "spiked" / "said").read_text()
+    assert "going back to the first weights, and on" in (tmp_path / "spiked" / "said").read_text()
 
 
 def test_it_is_the_same_under_zero(data: Path, tmp_path: Path) -> None:

@@ -44,6 +44,8 @@ def test_a_run_starts_from_it_and_is_exported_again(data: Path, imported: Path, 
 def test_a_recipe_of_another_model_is_refused(data: Path, imported: Path, tmp_path: Path) -> None:
     changes = {"checkpoint.start_from": str(imported), "moe.groups": ["text+audio: 0-7"]}
     said = refusal(recipe(data, tmp_path, **changes))
+    assert said.startswith("moe.groups = ('text+audio: 0-7',): the weights of ") and str(imported) in said
+    said = refusal(recipe(data, tmp_path, **changes, **{"checkpoint.allow_changes": ["moe.groups"]}))
     assert "group_constant has shape [2], the model wants [1]" in said
 
 
