@@ -85,7 +85,7 @@ def read_run(folder: Path, name: str = "") -> Run:
     begun: list[tuple[Line, Line, bool]] = []
     last: Line = {}
     with open_file(folder / FILE) as file:
-        for _, line in json_lines(file):
+        for _, line in json_lines(file, folder / FILE):
             step = line.get("step")
             if type(step) is not int:
                 break

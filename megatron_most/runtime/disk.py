@@ -65,15 +65,19 @@ def writing(folder: Path | str, then: str = "") -> Iterator[None]:
         raise cannot_write(folder, error, then) from error
 
 
-def open_file(path: Path | str, buffering: int = -1, *, remedy: str = "check the path") -> BinaryIO:
-    """A file open for reading bytes. DataError for what is not there, is closed to us, or is no file."""
+def open_file(
+    path: Path | str, buffering: int = -1, *, remedy: str = "check the path", instead: str = "give a file"
+) -> BinaryIO:
+    """A file open for reading bytes. DataError for what is not there, is closed to us, or is no file; `instead`: what
+    to do in the last case.
+    """
     with reading(path, remedy):
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             os.close(descriptor)
             what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device, not a file"
-            raise DataError(f"{path}: {what}; give a file")
+            raise DataError(f"{path}: {what}; {instead}")
         return os.fdopen(descriptor, "rb", buffering)  # type: ignore[return-value]
 
 
