@@ -84,6 +84,8 @@ class Missing:
 
     def _words(self, ranks: list[int], how: str) -> str:
         known = [(rank, self._known.get(rank, {})) for rank in ranks[:8]]
-        names = ", ".join(f"rank {rank} on {of.get('host', '?')} (process {of.get('process', '?')})" for rank, of in known)
+        names = ", ".join(
+            f"rank {rank} on {of.get('host', '?')} (process {of.get('process', '?')})" for rank, of in known
+        )
         more = f" and {len(ranks) - 8} more" if len(ranks) > 8 else ""
         return f"{names}{more} {'is' if len(ranks) == 1 else 'are'} {how}"

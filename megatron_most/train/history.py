@@ -6,8 +6,8 @@
     {"ended": 2, "step": 9, "at": ..., ...}       the attempt ended after 9 steps, by itself; a killed one says nothing
 
 `at` is the time of day in seconds. Opening the file for an attempt that begins at step n takes away what later steps
-left there, for they are taken again, and lines that are torn or damaged, but no other line. It makes a new file of it: an older attempt that
-seemed dead and wakes writes into the old one, which has no name any more.
+left there, for they are taken again, and lines that are torn or damaged, but no other line. It makes a new file of it:
+an older attempt that seemed dead and wakes writes into the old one, which has no name any more.
 """
 
 from __future__ import annotations

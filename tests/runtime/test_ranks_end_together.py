@@ -97,9 +97,7 @@ def is_named(outcomes: list[Outcome], killed: int, how: str) -> None:
 
 @pytest.mark.parametrize("meet", ["file", "tcp"])
 @pytest.mark.parametrize("world_size", [2, 3])
-def test_a_killed_rank_is_named_by_those_blocked_in_a_collective(
-    world_size: int, meet: Literal["file", "tcp"]
-) -> None:
+def test_a_killed_rank_is_named_by_those_blocked_in_a_collective(world_size: int, meet: Literal["file", "tcp"]) -> None:
     outcomes = fail(be_killed_while_others_reduce, world_size, meet)
     assert outcomes[-1].exit_code == -signal.SIGKILL
     is_named(outcomes, world_size - 1, "gone: killed from outside")
