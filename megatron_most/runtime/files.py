@@ -11,9 +11,9 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from megatron_most.errors import DataError
 from megatron_most.runtime.disk import writing
@@ -57,7 +57,7 @@ def sha256_file(path: Path | str) -> str:
 
 
 def json_lines(
-    file: BinaryIO, path: Path | str, is_good: Callable[[dict[str, Any]], bool] = lambda line: True
+    file: Iterable[bytes], path: Path | str, is_good: Callable[[dict[str, Any]], bool] = lambda line: True
 ) -> Iterator[tuple[bytes, dict[str, Any]]]:
     """(as it stands, what it says) of each good line of a file of JSON objects.
 
