@@ -20,7 +20,16 @@ from megatron_most.runtime.device import (
     seed_everything,
     set_threads,
 )
-from megatron_most.runtime.disk import cannot_read, cannot_write, open_file, read_file, reading, require_file, writing
+from megatron_most.runtime.disk import (
+    cannot_read,
+    cannot_write,
+    open_file,
+    read_file,
+    reading,
+    remedy_of,
+    require_file,
+    writing,
+)
 from megatron_most.runtime.files import (
     confine,
     ensure_new_folder,
@@ -78,6 +87,7 @@ __all__ = [
     "read_file",
     "reading",
     "redact",
+    "remedy_of",
     "require_file",
     "run_command",
     "seed_everything",
