@@ -9,9 +9,16 @@ SIGUSR1 or a file `stop` in that folder let it finish the step, save, and leave 
 
 from __future__ import annotations
 
-from megatron_most.config import from_command_line
-from megatron_most.runtime import run_command
-from megatron_most.train import run_training
+from megatron_most.runtime import hear_signals, run_command
+
+
+def main() -> int:
+    hear_signals()  # before the imports, which take seconds: a signal then would end the process by itself
+    from megatron_most.config import from_command_line
+    from megatron_most.train import run_training
+
+    return run_training(from_command_line(prog="train.py"))
+
 
 if __name__ == "__main__":
-    run_command(lambda: run_training(from_command_line(prog="train.py")))
+    run_command(main)

@@ -23,7 +23,7 @@ from megatron_most.checkpoint.record import KINDS, StoredPiece, StoredTensor, to
 from megatron_most.checkpoint.shelf import discard
 from megatron_most.checkpoint.tensor_file import write_tensors
 from megatron_most.errors import CheckpointError
-from megatron_most.runtime import write_atomically
+from megatron_most.runtime import remedy_of, write_atomically
 
 SUFFIX = ".safetensors"
 WAIT_S = 1800.0  # rank 0 gives up on the others' notes after this
@@ -112,9 +112,8 @@ class Draft:
             if isinstance(error, FileNotFoundError) and self.is_gone():
                 return SecondHand(f"{self.folder}: gone: another rank has failed, or a newer attempt has begun")
             why = error.strerror or str(error)
-            return CheckpointError(
-                f"{self.folder}: not saved: {why}; what was saved before is whole, make room for the next"
-            )
+            helps = remedy_of(error, self.folder) or f"look at what is in the way in {self.folder.parent}"
+            return CheckpointError(f"{self.folder}: not saved: {why}; what was saved before is whole; {helps}")
         return CheckpointError(f"{self.folder}: not saved: {type(error).__name__}: {error}")
 
     def _note(self, rank: int) -> Path:

@@ -15,8 +15,8 @@ from typing import Any
 
 from megatron_most.checkpoint.pieces import Box, require_cover
 from megatron_most.checkpoint.tensor_file import DTYPES
-from megatron_most.errors import CheckpointError
-from megatron_most.runtime import write_atomically
+from megatron_most.errors import CheckpointError, DataError
+from megatron_most.runtime import read_file, write_atomically
 
 FORMAT = "most-checkpoint-1"
 MANIFEST, SUM = "manifest.json", "manifest.sha256"
@@ -87,9 +87,9 @@ def read_record(folder: Path) -> Record:
 def read_manifest(folder: Path) -> bytes:
     """As it stands there, proven by its sum."""
     try:
-        data = (folder / MANIFEST).read_bytes()
-        wanted = (folder / SUM).read_bytes()
-    except OSError as error:
+        data = read_file(folder / MANIFEST)
+        wanted = read_file(folder / SUM)
+    except DataError as error:
         raise CheckpointError(f"{folder}: no whole checkpoint: {error}") from error
     if sum_of(data) != wanted:
         raise CheckpointError(f"{folder / MANIFEST}: damaged (its sha256 is not that of {SUM})")

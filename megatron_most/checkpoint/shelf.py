@@ -9,6 +9,7 @@ that was saved after it, and an older attempt can add nothing to what a newer on
 from __future__ import annotations
 
 import json
+import os
 import re
 import secrets
 import shutil
@@ -20,8 +21,8 @@ from pathlib import Path
 from typing import TypeVar
 
 from megatron_most.checkpoint.record import SUM, Record, parse_record, read_manifest, read_record, sum_of
-from megatron_most.errors import CheckpointError
-from megatron_most.runtime import agree, get_logger, sync_folder, write_atomically
+from megatron_most.errors import CheckpointError, DataError
+from megatron_most.runtime import agree, get_logger, read_file, remedy_of, sync_folder, write_atomically
 
 LATEST = "latest"
 STALE_S = 60.0  # how long a rank waits for its view of a shared file system to become that of rank 0
@@ -60,8 +61,8 @@ class Shelf:
     def last_attempt(self) -> int:
         """The attempt that saved the newest readable checkpoint; 0 where there is none."""
         for _, folder in sorted(self._folders().items(), reverse=True):
-            with suppress(CheckpointError, OSError):
-                if self._published and (folder / SUM).read_bytes() == f"{self._published[0]}\n".encode():
+            with suppress(CheckpointError, DataError):
+                if self._published and read_file(folder / SUM) == f"{self._published[0]}\n".encode():
                     return self._published[1]
                 return read_record(folder).attempt
         return 0
@@ -85,6 +86,11 @@ class Shelf:
                 aside = self.folder / f".replaced-by-{step:08d}.{self.path(later).name}"
                 place.rename(aside)
                 moved.append((place, aside))
+            if os.path.lexists(self.path(step)):
+                raise CheckpointError(
+                    f"{self.path(step)}: not saved: what has this name is no folder, or a link to nowhere; move it "
+                    "away; what was saved before is whole"
+                )
             draft.rename(self.path(step))
         except BaseException:
             for place, aside in reversed(moved):
@@ -97,7 +103,12 @@ class Shelf:
         if (newest := self.steps()[0]) > step:  # it came while this process slept
             raise TakenOver(f"{self.folder}: step {newest} of a newer attempt has come before step {step} of this one")
         said = json.dumps({"step": step, "manifest_sha256": digest})
-        write_atomically(self.folder / LATEST, said + "\n")
+        try:
+            write_atomically(self.folder / LATEST, said + "\n")
+        except OSError as error:  # this one is saved all the same, and the folders themselves decide
+            path, why = self.folder / LATEST, error.strerror or error
+            helps = remedy_of(error, path) or "move away what has its name"
+            _log.warning("%s: cannot be written: %s; step %d is saved all the same; %s", path, why, step, helps)
 
     def thin_out(self, keep: int) -> None:
         """Remove all but the newest `keep` checkpoints; 0 keeps all."""
@@ -172,8 +183,10 @@ class Shelf:
 
     def _compare_with_latest(self, newest: int) -> None:
         try:
-            words = f"names step {json.loads((self.folder / LATEST).read_bytes())['step']!r}"
-        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
+            words = f"names step {json.loads(read_file(self.folder / LATEST))['step']!r}"
+        except DataError as error:
+            words = f"does not help ({error})"
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             words = f"cannot be read ({type(error).__name__})"
         if words != f"names step {newest}":
             _log.warning("%s: %s, but step %d is there; taking the newest whole one", LATEST, words, newest)
@@ -202,13 +215,13 @@ def _await_view(folder: Path, wanted: bytes) -> None:
     until = time.monotonic() + STALE_S
     while True:
         try:
-            found: bytes | OSError = (folder / SUM).read_bytes()
-        except OSError as error:
+            found: bytes | DataError = read_file(folder / SUM)
+        except DataError as error:
             found = error
         if found == wanted:
             return
         if time.monotonic() > until:
-            words = f"cannot be read ({found})" if isinstance(found, OSError) else "is another than rank 0 sees"
+            words = f"cannot be read ({found})" if isinstance(found, DataError) else "is another than rank 0 sees"
             raise OtherView(
                 f"{folder / SUM} {words} after {STALE_S:g} s; see that this rank's node has the same file system "
                 "mounted there as rank 0's, then start again"

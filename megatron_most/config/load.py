@@ -132,7 +132,7 @@ def _read(path: Path, seen: tuple[Path, ...]) -> dict[str, Any]:
         raise ConfigError("extends", str(path), f"{path.name} extends itself", "break the circle")
     try:
         table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError, OSError) as error:
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError, RecursionError, OSError) as error:
         raise ConfigError("config", str(path), f"not readable as TOML ({error})", "mend the file") from error
     for name in UPSTREAM:  # before merging, so that a later file wins in whichever way either is written
         if name in table:

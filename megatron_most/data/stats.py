@@ -212,6 +212,8 @@ def percent(share: float) -> str:
     """None and all look so, and nothing else does."""
     if share in (0, 1):
         return f"{share:.0%}".replace("%", " %")
+    if share > 1:
+        return f"{100 * share:.0f} %"
     if share >= 0.9995:
         return "> 99.9 %"
     return "< 0.01 %" if share < 0.0001 else f"{100 * share:.{2 if share < 0.1 else 1}f} %"

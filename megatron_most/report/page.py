@@ -15,6 +15,7 @@ from megatron_most.report.sections import sections
 from megatron_most.runtime.drawing import drawing
 from megatron_most.runtime.page import write_page
 
+_ABOVE = ": above the peak, so telemetry.peak_flops is too low"
 TEMPLATE = Path(__file__).with_name("pages") / "report.html.jinja"
 
 
@@ -55,7 +56,7 @@ def _facts(run: Run) -> dict[str, str]:
         "loss at the end": "-" if losses is None else f"{losses:.3f}",
         "skipped steps": f"{int(np.nansum(run.values('skipped'))):,}",
         "tokens / s": "-" if speed is None else short(int(speed)),
-        "MFU": None if mfu is None else percent(mfu),
+        "MFU": None if mfu is None else percent(mfu) + (_ABOVE if mfu > 1 else ""),
         "effective time": percent(last["effective"]) if "effective" in last else None,
         "time from first to last": _time(last["at"] - run.attempts[0].line["at"]) if run.attempts else None,
         "held up by saving": _time(float(np.nansum(run.values("times/checkpoint"))) + sum(saving)),

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from megatron_most.data.stats import short
-from megatron_most.report.read import Experts, Numbers, Series
+from megatron_most.report.table import Experts, Numbers, Series
 from megatron_most.runtime.drawing import colour, make_panels, svg, ticks
 
 PALETTE = tuple(f"s{n}" for n in range(1, 11))

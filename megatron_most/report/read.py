@@ -1,43 +1,27 @@
-"""From a run's folder to arrays: what metrics.jsonl says, up to a line that a kill has torn or that is being written.
+"""From a run's folder to arrays: what metrics.jsonl says, but for a line that is torn or just being written.
 
-train/history.py says what the lines are. Numbers inside objects get the names of both: times -> data is "times/data".
+train/history.py says what the lines are. One that says what no run says (numbers that are words, a step before the last
+one) is passed over like one that cannot be read, and told of in the same warning.
 """
 
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
-from numpy.typing import NDArray
 
 from megatron_most.errors import DataError
-from megatron_most.runtime import json_lines, open_file
+from megatron_most.report.table import Experts, Looks, Numbers, Series, Table
+from megatron_most.runtime import json_lines, open_file, progress
 
 FILE, RECIPE = "metrics.jsonl", "resolved.toml"
 Line = dict[str, Any]
-Numbers = NDArray[np.float64]
-EXPERTS = ("load", "dead", "mass", "entropy")
-
-
-@dataclass(frozen=True, eq=False)
-class Series:
-    """One number over the steps that told it."""
-
-    steps: Numbers
-    values: Numbers
-
-
-@dataclass(frozen=True, eq=False)
-class Experts:
-    """What looks at the experts saw, as [look, layer] for each kind and group; NaN where a group had no tokens."""
-
-    steps: Numbers
-    layers: list[int]
-    groups: list[str]
-    tables: dict[tuple[str, str], Numbers]
+_LATEST = 1e11  # a time of day that still has a date
+_LONG = 64 << 20  # bytes of a file that takes a while
 
 
 @dataclass(frozen=True)
@@ -79,68 +63,97 @@ def read_run(folder: Path, name: str = "") -> Run:
         raise DataError(f"{folder}: no such folder; give the folder of a run (checkpoint.folder)")
     if not (folder / FILE).exists():
         raise DataError(f"{folder}: not a run, it holds no {FILE}; give the folder of a run (checkpoint.folder)")
-    series: dict[str, tuple[list[int], list[float]]] = defaultdict(lambda: ([], []))
-    validations: dict[str, dict[str, tuple[list[int], list[float]]]] = {}
-    looks: list[tuple[int, Line]] = []
-    begun: list[tuple[Line, Line, bool]] = []
-    last: Line = {}
-    with open_file(folder / FILE) as file:
-        for _, line in json_lines(file):
-            step = line.get("step")
-            if type(step) is not int:
-                break
-            if "attempt" in line:
-                begun.append((line, line, False))
-            elif begun:
-                begun[-1] = (begun[-1][0], line, "ended" in line)
-            if "validation" in line:
-                kept: Any = validations.setdefault(line["validation"], defaultdict(lambda: ([], [])))
-                _note(kept, step, {key: value for key, value in line.items() if key != "validation"})
-            elif "seconds" in line:
-                last = line
-                _note(series, step, line)
-                if "experts" in line:
-                    looks.append((step, line["experts"]))
-    if not last:
-        raise DataError(f"{folder / FILE}: no step in it yet; wait for the first one")
+    found = _Found()
+    path = folder / FILE
+    with open_file(path) as file:
+        lines = file if path.stat().st_size < _LONG else _shown(file, path)
+        for _ in json_lines(lines, path, found.take):
+            pass
+    if not found.last:
+        raise DataError(f"{path}: no step in it yet; wait for the first one")
     recipe = folder / RECIPE
     return Run(
         name=name or folder.resolve().name,
         folder=folder,
         recipe=recipe.read_text(encoding="utf-8", errors="replace") if recipe.is_file() else "",
-        series=_arrays(series),
-        validations={task: _arrays(kept) for task, kept in validations.items()},
-        experts=_experts(looks) if looks else None,
-        attempts=tuple(Attempt(line, end, is_ended) for line, end, is_ended in begun),
-        last=last,
+        series=found.steps.series(),
+        validations={task: kept.series() for task, kept in found.validations.items()},
+        experts=found.looks.experts(),
+        attempts=tuple(Attempt(line, end, is_ended) for line, end, is_ended in found.begun),
+        last=found.last,
     )
 
 
-def _note(series: dict[str, tuple[list[int], list[float]]], step: int, line: Line, at: str = "") -> None:
-    """Keep every number of a line under its name; what was not finite is null there, and a gap here."""
-    for key, value in line.items():
-        if key in ("step", "position", "experts"):
-            continue
-        if isinstance(value, dict):
-            _note(series, step, value, f"{at}{key}/")
-        elif value is None or isinstance(value, bool | int | float):
-            steps, values = series[f"{at}{key}"]
-            steps.append(step)
-            values.append(float("nan") if value is None else float(value))
+class _Found:
+    """What the lines say, one after the other."""
+
+    def __init__(self) -> None:
+        self.steps, self.looks = Table(), Looks()
+        self.validations: dict[str, Table] = defaultdict(Table)
+        self.begun: list[tuple[Line, Line, bool]] = []
+        self.last: Line = {}
+
+    def take(self, line: Line) -> bool:
+        """Whether it is a line of a run; nothing of another is kept."""
+        try:
+            self._take(line)
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError):
+            return False
+        return True
+
+    def _take(self, line: Line) -> None:
+        step = line["step"]
+        if type(step) is not int or not 0 <= step < 1 << 53:
+            raise ValueError("not a step")
+        is_attempt = "attempt" in line
+        if is_attempt or self.begun:
+            _require_numbers(line, "at", most=_LATEST)
+        if is_attempt:
+            _require_attempt(line)
+            self.begun.append((line, line, False))
+            return
+        if "validation" in line:
+            if not isinstance(line["validation"], str):
+                raise ValueError("not the name of a set")
+            self.validations[line["validation"]].add(step, line)
+        elif "seconds" in line:
+            self._take_step(step, line)
+        if self.begun:
+            times = line.get("times", {})
+            _require_numbers(times, *times)
+            self.begun[-1] = (self.begun[-1][0], line, "ended" in line)
+
+    def _take_step(self, step: int, line: Line) -> None:
+        if self.last and step <= self.last["step"]:
+            raise ValueError("a step that was told before")
+        times = line.get("times", {})
+        _require_numbers(times, *times)
+        _require_numbers(line, *(name for name in ("seconds", "effective") if name in line))
+        if not isinstance(line.get("loss"), float | int | None):
+            raise ValueError("not a loss")
+        if "experts" in line:
+            self.looks.add(step, line["experts"])
+        self.steps.add(step, line)
+        self.last = line
 
 
-def _arrays(series: dict[str, tuple[list[int], list[float]]]) -> dict[str, Series]:
-    made = {name: Series(np.array(steps, float), np.array(values)) for name, (steps, values) in series.items()}
-    return {name: one for name, one in made.items() if np.isfinite(one.values).any()}
+def _require_numbers(line: Line, *names: str, most: float = 1e100) -> None:
+    for name in names:
+        if not 0 <= line[name] < most:  # a TypeError for a word
+            raise ValueError(f"{name} is {line[name]}")
 
 
-def _experts(looks: list[tuple[int, Line]]) -> Experts:
-    """Looks at other layers or groups than the last one, as no one run has, are left out."""
-    layers, groups = looks[-1][1]["layers"], looks[-1][1]["groups"]
-    alike = [(step, look) for step, look in looks if look["layers"] == layers and look["groups"] == groups]
-    tables = {}
-    for kind in EXPERTS:
-        whole = np.array([look[kind] for _, look in alike], dtype=float)  # None becomes NaN
-        for at, group in enumerate(groups):
-            tables[kind, group] = whole[:, :, at]
-    return Experts(np.array([step for step, _ in alike], float), layers, groups, tables)
+def _require_attempt(line: Line) -> None:
+    """All that the page says of an attempt is there."""
+    _require_numbers(line, "attempt", "at", "ready", most=_LATEST)
+    for name in ("ranks", "device", "layout"):
+        line[name]
+    size, steps = line.get("parameters", {}), line.get("steps", 0)
+    _require_numbers(size, *(("total", "active") if size else ()))
+    if type(steps) is not int or not isinstance(line.get("versions", {}), dict):
+        raise ValueError("not an attempt")
+
+
+def _shown(file: BinaryIO, path: Path) -> Iterator[bytes]:
+    """Its lines, with what tells how many there have been."""
+    return progress(file, f"read {path}", "lines")

@@ -11,7 +11,8 @@ import numpy as np
 
 from megatron_most.data.stats import percent, short
 from megatron_most.report.plots import ALL, PALETTE, Curve, Plot, curves_of, draw_curves, draw_heat, draw_stack
-from megatron_most.report.read import Experts, Run, Series
+from megatron_most.report.read import Run
+from megatron_most.report.table import Experts, Series
 
 Named = list[tuple[str, Series]]
 _TIMES = {  # from the bottom up

@@ -20,7 +20,16 @@ from megatron_most.runtime.device import (
     seed_everything,
     set_threads,
 )
-from megatron_most.runtime.disk import cannot_read, cannot_write, open_file, read_file, reading, require_file, writing
+from megatron_most.runtime.disk import (
+    cannot_read,
+    cannot_write,
+    open_file,
+    read_file,
+    reading,
+    remedy_of,
+    require_file,
+    writing,
+)
 from megatron_most.runtime.files import (
     confine,
     ensure_new_folder,
@@ -36,6 +45,7 @@ from megatron_most.runtime.log import get_logger, get_rank, printable, quiet_ups
 from megatron_most.runtime.progress import Meter, progress
 from megatron_most.runtime.pulse import PATIENCE, Pulse
 from megatron_most.runtime.ranks import Ranks, agree, process_group
+from megatron_most.runtime.signals import hear_signals, heard_signal
 from megatron_most.runtime.workers import in_order, num_cores
 
 __all__ = [
@@ -63,6 +73,8 @@ __all__ = [
     "find_launch",
     "get_logger",
     "get_rank",
+    "hear_signals",
+    "heard_signal",
     "in_order",
     "is_done",
     "json_lines",
@@ -78,6 +90,7 @@ __all__ = [
     "read_file",
     "reading",
     "redact",
+    "remedy_of",
     "require_file",
     "run_command",
     "seed_everything",

@@ -1,11 +1,13 @@
 """How every command of ours ends: what the user caused is one line and exit code 2, never a traceback.
 
 So is what the disk refused: no room, no permission, a server that fails. Anything else that is not a MostError is our
-own fault, and keeps its traceback.
+own fault, and keeps its traceback; a crash in C shows the stack that led to it.
 """
 
 from __future__ import annotations
 
+import contextlib
+import faulthandler
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -20,6 +22,8 @@ from megatron_most.runtime.log import one_line, redact, set_rank
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` as this process's command and leave with its code (None is 0)."""
     name = Path(sys.argv[0]).name
+    with contextlib.suppress(OSError, ValueError):  # stderr may be closed
+        faulthandler.enable(file=2)  # a crash in C, as by a data file that was cut short while it is mapped
     try:
         launch = find_launch()
         set_rank(launch.rank)

@@ -33,13 +33,13 @@ def cannot_read(path: Path | str, error: Exception, remedy: str) -> DataError:
         return DataError(f"{where}: cannot be read: a link to {os.readlink(where)}, which is not there; mend the link")
     if error.errno == errno.EISDIR:
         remedy = "give a file"
-    return DataError(f"{where}: cannot be read: {_told(error)}; {_remedy(error, Path(where)) or remedy}")
+    return DataError(f"{where}: cannot be read: {_told(error)}; {remedy_of(error, Path(where)) or remedy}")
 
 
 def cannot_write(folder: Path | str, error: OSError, then: str = "") -> DataError:
     """What to raise where something below a folder could not be written; `then` follows what to do."""
     where = _named(error) or folder
-    remedy = _remedy(error, Path(where)) or "choose another folder"
+    remedy = remedy_of(error, Path(where)) or "choose another folder"
     if error.errno in (errno.EEXIST, errno.ENOTDIR):
         return DataError(
             f"{where}: a file with this name exists, or a part of the path is a file; choose another folder"
@@ -65,15 +65,19 @@ def writing(folder: Path | str, then: str = "") -> Iterator[None]:
         raise cannot_write(folder, error, then) from error
 
 
-def open_file(path: Path | str, buffering: int = -1, *, remedy: str = "check the path") -> BinaryIO:
-    """A file open for reading bytes. DataError for what is not there, is closed to us, or is no file."""
+def open_file(
+    path: Path | str, buffering: int = -1, *, remedy: str = "check the path", instead: str = "give a file"
+) -> BinaryIO:
+    """A file open for reading bytes. DataError for what is not there, is closed to us, or is no file; `instead`: what
+    to do in the last case.
+    """
     with reading(path, remedy):
         descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         mode = os.fstat(descriptor).st_mode
         if not stat.S_ISREG(mode):
             os.close(descriptor)
             what = "a folder" if stat.S_ISDIR(mode) else "a pipe or a device, not a file"
-            raise DataError(f"{path}: {what}; give a file")
+            raise DataError(f"{path}: {what}; {instead}")
         return os.fdopen(descriptor, "rb", buffering)  # type: ignore[return-value]
 
 
@@ -95,7 +99,7 @@ def explain(error: OSError) -> str | None:
         return None
     where = _named(error)
     told = _told(error) if where is None else f"{where}: {_told(error)}"
-    return f"{told}; {_remedy(error, Path(where or '.'))}"
+    return f"{told}; {remedy_of(error, Path(where or '.'))}"
 
 
 def _named(error: OSError) -> str | None:
@@ -106,7 +110,8 @@ def _told(error: OSError) -> str:
     return error.strerror or str(error)
 
 
-def _remedy(error: OSError, path: Path) -> str | None:
+def remedy_of(error: OSError, path: Path) -> str | None:
+    """What helps against a fault of the disk; None for any other fault."""
     if error.errno in _FULL:
         return "make room"
     if error.errno in _CLOSED:

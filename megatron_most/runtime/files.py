@@ -11,12 +11,15 @@ import hashlib
 import json
 import os
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from megatron_most.errors import DataError
 from megatron_most.runtime.disk import writing
+from megatron_most.runtime.log import get_logger
+
+_log = get_logger(__name__)
 
 
 def write_atomically(path: Path | str, content: bytes | str) -> None:
@@ -53,16 +56,29 @@ def sha256_file(path: Path | str) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def json_lines(file: BinaryIO) -> Iterator[tuple[bytes, dict[str, Any]]]:
-    """(as it stands, what it says) of each line of a file of JSON objects, up to one that a kill has torn."""
-    for raw in file:
+def json_lines(
+    file: Iterable[bytes], path: Path | str, is_good: Callable[[dict[str, Any]], bool] = lambda line: True
+) -> Iterator[tuple[bytes, dict[str, Any]]]:
+    """(as it stands, what it says) of each good line of a file of JSON objects.
+
+    Only the last one can be torn by a kill, or is just being written: it is left out. Others that cannot be read, or
+    are not good, are damaged: they are passed over, and told of at the end in one warning.
+    """
+    damaged = []
+    for number, raw in enumerate(file, 1):
+        if not raw.endswith(b"\n"):
+            break
         try:
             line = json.loads(raw)
-        except ValueError:
-            return
-        if not raw.endswith(b"\n") or not isinstance(line, dict):
-            return
-        yield raw, line
+        except (ValueError, RecursionError):
+            line = None
+        if isinstance(line, dict) and is_good(line):
+            yield raw, line
+        else:
+            damaged.append(number)
+    if damaged:
+        lines = ", ".join(map(str, damaged[:3])) + (f" and {len(damaged) - 3} more" if len(damaged) > 3 else "")
+        _log.warning("%s: damaged in line %s; what is there counts for nothing, the other lines do", path, lines)
 
 
 def confine(root: Path | str, relative: Path | str) -> Path:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import re
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -21,6 +20,7 @@ from megatron_most.runtime.beats import Beats
 from megatron_most.runtime.device import Device
 from megatron_most.runtime.launch import Launch
 from megatron_most.runtime.log import set_rank
+from megatron_most.runtime.missing import sign_in
 from megatron_most.runtime.pulse import PATIENCE, Pulse
 from megatron_most.runtime.watch import READ_S, Watch
 
@@ -165,7 +165,7 @@ def _subclasses(kind: type[MostError]) -> Iterator[type[MostError]]:
 
 def _meet(launch: Launch, store: Store, timeout_s: float) -> None:
     """Wait until all ranks are there. A group that waits for one would only say that it waited."""
-    store.set(f"here/{launch.rank}", socket.gethostname())
+    sign_in(store, launch.rank)
     everyone = [f"here/{rank}" for rank in range(launch.world_size)]
     awaited = everyone if launch.rank == 0 else ["all here"]  # a list as long as the job is asked for by one rank only
     try:

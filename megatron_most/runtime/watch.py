@@ -2,9 +2,11 @@
 
 Each rank polls one key of the store from a daemon thread with a connection of its own, for a client that waits in one
 thread blocks in all. The first rank to fail writes the key; every other rank prints that line and ends its process,
-after a moment in which its own error may still come up. Where the store itself is gone, rank 0 was killed, and the
-others end as well. A rank that hangs fails by the judgement of others (beats.py, judge.py); where the store is silent,
-a second thread that never asks it ends the process. With a limit of 0 silence is left to the collectives' timeout.
+after a moment in which its own error may still come up. One that was killed cannot write it: others find it gone
+(missing.py), and an error that is but a broken connection waits for what they find. Where the store itself is gone,
+rank 0 was killed, and the others end as well. A rank that hangs fails by the judgement of others (beats.py, judge.py);
+where the store is silent, a second thread that never asks it ends the process. With a limit of 0 silence is left to the
+collectives' timeout.
 """
 
 from __future__ import annotations
@@ -21,6 +23,7 @@ from typing import TYPE_CHECKING
 from megatron_most.runtime.beats import Beats
 from megatron_most.runtime.launch import Launch
 from megatron_most.runtime.log import get_logger, one_line
+from megatron_most.runtime.missing import ROLL_S, Missing, is_lost_connection
 from megatron_most.runtime.process import kill_if_here
 
 if TYPE_CHECKING:
@@ -40,9 +43,12 @@ class Watch:
 
     def __init__(self, launch: Launch, store: Store, beats: Beats | None = None) -> None:
         self._launch, self._store, self._beats = launch, store, beats
+        self._missing = Missing(launch) if launch.world_size > 1 else None
         self._leaving = threading.Event()
+        self._is_cut_off = threading.Event()  # a connection broke, and this rank waits to hear whose fault it was
         self._answers = 0  # of the store
         self._is_silent = False  # the store
+        self._has_announced = False
         self._thread = threading.Thread(target=self._poll, name="watch", daemon=True)
         self._thread.start()
         if beats is not None:
@@ -52,7 +58,13 @@ class Watch:
         """Log why this rank leaves and tell the others. The process must end now: it is made to after LEAVE_S.
 
         The timer is a thread of C that needs no GIL, so it also ends a process that hangs in its last destructors.
+        Where the error is an echo of another rank's end, this does not return: the other is named, and nothing else.
         """
+        if is_lost_connection(error):
+            self._is_cut_off.set()
+            self._thread.join(ROLL_S + 3 * POLL_S)  # which ends the process where another has failed or is gone
+            if self._has_announced:
+                self._thread.join()
         self._leaving.set()
         faulthandler.dump_traceback_later(LEAVE_S, exit=True, file=2)
         name = f"rank {self._launch.rank} on {socket.gethostname()}"
@@ -83,13 +95,18 @@ class Watch:
             _log.warning("left after the store of rank 0 had gone")
 
     def _poll(self) -> None:
-        why = None
+        why, has_called = None, False
         while why is None:
             if self._leaving.wait(POLL_S):
                 return
             try:
+                if self._is_cut_off.is_set() and not has_called and self._missing is not None:
+                    self._missing.call(self._store)
+                    has_called = True
                 if self._store.check(["failed"]):
                     why = f"ends after {self._store.get('failed').decode()}"
+                elif self._missing is not None and (gone := self._missing.look(self._store)):
+                    why = f"ends after {self._store.compare_set('failed', '', gone).decode()}"
                 elif self._beats is not None and (verdict := self._beats.exchange(self._store)):
                     self._beats.accuse(self._store, verdict)
                 self._answers += 1
@@ -133,12 +150,14 @@ class Watch:
 
     def _announce(self, why: str) -> None:
         """From here on the process ends, whatever blocks, flushing included."""
+        self._has_announced = True
         _log.error("%s", why)
         faulthandler.dump_traceback_later(GRACE_S + READ_S + POLL_S, exit=True, file=2)
 
     def _end(self, until: float) -> None:
-        if self._leaving.wait(max(0.0, until - time.monotonic())):
-            return  # the main thread has an error of its own and is leaving with it
+        while (left_s := until - time.monotonic()) > 0 and not self._is_cut_off.is_set():
+            if self._leaving.wait(min(left_s, 0.1)):
+                return  # the main thread has an error of its own and is leaving with it
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(1)

@@ -6,8 +6,8 @@
     {"ended": 2, "step": 9, "at": ..., ...}       the attempt ended after 9 steps, by itself; a killed one says nothing
 
 `at` is the time of day in seconds. Opening the file for an attempt that begins at step n takes away what later steps
-left there, for they are taken again, and a line that a kill has torn. It makes a new file of it: an older attempt that
-seemed dead and wakes writes into the old one, which has no name any more.
+left there, for they are taken again, and lines that are torn or damaged, but no other line. It makes a new file of it:
+an older attempt that seemed dead and wakes writes into the old one, which has no name any more.
 """
 
 from __future__ import annotations
@@ -15,14 +15,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import shutil
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from megatron_most.runtime import cannot_write, json_lines
+from megatron_most.runtime import cannot_write, json_lines, open_file
 
 FILE = "metrics.jsonl"
 Line = dict[str, Any]
+_MOVE = "move it away"
 
 
 class History:
@@ -39,13 +40,10 @@ class History:
         """Seconds of the steps that count; see productive_seconds."""
         try:
             draft = path.with_name(f".{path.name}.draft")
-            draft.unlink(missing_ok=True)
-            if path.exists():
-                shutil.copyfile(path, draft)
-            else:
-                draft.touch()
-            with open(draft, "r+b") as file:
-                self._cut(file, first)
+            with open(draft, "wb") as kept:
+                if os.path.lexists(path):
+                    with open_file(path, remedy=_MOVE, instead=_MOVE) as file:
+                        self._keep(file, kept, first)
             os.replace(draft, path)
             self._file = open(path, "a", buffering=1, encoding="utf-8")
         except OSError as error:
@@ -61,30 +59,21 @@ class History:
     def close(self) -> None:
         self._file.close()
 
-    def _cut(self, file: BinaryIO, first: int) -> None:
-        """Leave what is true when step `first` is next, and count it."""
-        end, cut_at, later = 0, None, []
-        for raw, line in json_lines(file):
-            if type(line.get("step")) is not int:
-                break
+    def _keep(self, file: BinaryIO, kept: BinaryIO, first: int) -> None:
+        """Write what is true when step `first` is next, and count it."""
+        for raw, line in json_lines(file, self.path, lambda line: type(line.get("step")) is int):
             is_true = "attempt" in line or "ended" in line
             if not is_true:
                 # One that was taken just before a checkpoint is not made again after it; before the first step it is.
                 is_true = line["step"] <= first and first > 0 if "validation" in line else line["step"] < first
-            if not is_true and cut_at is None:
-                cut_at = end
-            end += len(raw)
             if not is_true:
                 continue
-            if cut_at is not None:
-                later.append(raw)
+            kept.write(raw)
             self.attempts += "attempt" in line
-            if "attempt" in line and self.began is None:
-                self.began = line["at"]
-            self.productive += productive_seconds(line)
-        file.seek(end if cut_at is None else cut_at)
-        file.write(b"".join(later))
-        file.truncate()
+            with suppress(KeyError, TypeError, AttributeError):  # written by another hand; it is kept all the same
+                if "attempt" in line and self.began is None:
+                    self.began = float(line["at"])
+                self.productive += productive_seconds(line)
 
 
 def step_seconds(line: Line) -> float:

@@ -23,7 +23,7 @@ from megatron_most.config import count_flops, count_parameters
 from megatron_most.data import Step
 from megatron_most.engine import Engine, Session, StepReport
 from megatron_most.moe import LayerTelemetry, collect, measure_closely, routers
-from megatron_most.runtime import Clock, agree, get_logger
+from megatron_most.runtime import Clock, agree, get_logger, writing
 from megatron_most.train.board import Board, flat_numbers, open_boards
 from megatron_most.train.console import console_line
 from megatron_most.train.forecast import peak_flops
@@ -84,7 +84,8 @@ class Metrics:
                 "peak_flops": self._peak,
             }
         )
-        self._boards = open_boards(config, folder, first, history.began)
+        with writing(folder):
+            self._boards = open_boards(config, folder, first, history.began)
         return history
 
     def lap(self, name: str) -> None:

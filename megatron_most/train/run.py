@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -36,15 +36,16 @@ from megatron_most.runtime import (
     Claim,
     Launch,
     agree,
-    claim,
     get_logger,
     seed_everything,
     set_threads,
     write_atomically,
+    writing,
 )
 from megatron_most.train.blend import open_reader
 from megatron_most.train.board import require_boards
 from megatron_most.train.data_files import prove_changed, stamp
+from megatron_most.train.folder import claimed, run_folder
 from megatron_most.train.forecast import describe
 from megatron_most.train.freeze import freeze
 from megatron_most.train.metrics import Metrics
@@ -61,7 +62,7 @@ _GAINS_FROM_THREADS = 512  # hidden size; most-tiny takes 2.3 times as long on t
 
 def run_training(config: RunConfig, launch: Launch | None = None) -> int:
     """Train; the exit code: 0, or EXIT_STOPPED where it was asked to stop and has saved."""
-    began, folder = time.time(), Path(config.checkpoint.folder.format(name=config.name))
+    began, folder = time.time(), run_folder(config)
     stop = StopRequest(folder)  # from the first moment: a signal that nobody awaits would end the process unsaved
     with open_session(config, launch) as session, ExitStack() as stack:
         if session.device.kind == "cpu" and session.plan.config.model.hidden_size < _GAINS_FROM_THREADS:
@@ -70,12 +71,13 @@ def run_training(config: RunConfig, launch: Launch | None = None) -> int:
         require_boards(config.telemetry)
         reader = open_reader(session.plan)
         shelf = Shelf(folder / "checkpoints")
-        own = stack.enter_context(_claimed(shelf, session))
+        own = stack.enter_context(claimed(shelf, session.ranks.rank))
         after: RunState | None = None
         while True:
             phase = _open_phase(session, reader, shelf, own, folder, began, after)
             if session.ranks.rank == 0:
-                write_atomically(folder / RECIPE, dump(config))
+                with writing(folder):
+                    write_atomically(folder / RECIPE, dump(config))
                 for line in describe(session, reader, phase.state.step):
                     _log.info("%s", line)
             try:
@@ -135,22 +137,6 @@ def _open_phase(
     metrics = Metrics(session, engine, reader.task_names, folder, state.step, began)
     validation = Validation(folder, plan, session.groups, engine, reader)
     return Phase(session, engine, reader, saver, metrics, validation, state, folder)
-
-
-@contextmanager
-def _claimed(shelf: Shelf, session: Session) -> Iterator[Claim | None]:
-    """Rank 0 holds the run's folder; the others wait to hear that it does."""
-    with ExitStack() as stack:
-        own, wrong = None, None
-        if session.ranks.rank == 0:
-            try:
-                shelf.folder.mkdir(parents=True, exist_ok=True)
-                own = stack.enter_context(claim(shelf.folder))
-                shelf.clear_drafts()
-            except (MostError, OSError) as error:
-                wrong = error
-        agree(wrong)
-        yield own
 
 
 def _require_own(own: Claim | None) -> None:

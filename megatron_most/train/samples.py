@@ -6,6 +6,7 @@ A prompt is what a document does not train on, its beginning; of a document that
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import groupby
@@ -19,8 +20,10 @@ from megatron_most.data import Document, Reader, pack_rows
 from megatron_most.data.tokenizer import TextTokenizer, load_tokenizer
 from megatron_most.engine import Engine
 from megatron_most.errors import MostError
-from megatron_most.runtime import get_rank, json_lines, write_atomically
+from megatron_most.runtime import agree, get_rank, json_lines, open_file, write_atomically, writing
 from megatron_most.vocab import TokenMap
+
+_MOVE = "move it away"
 
 
 @dataclass(frozen=True)
@@ -42,12 +45,17 @@ class Samples:
         self._prompts = {task: self._find(reader, task, count) for task in reader.validation_names} if count else {}
 
     def begin(self, step: int) -> None:
-        """Before step `step`: what later steps of an earlier attempt have said is said again."""
-        if get_rank() or not self._prompts or not self._path.exists():
-            return
-        with open(self._path, "rb") as file:
-            kept = [raw for raw, line in json_lines(file) if 0 < line["step"] <= step]
-        write_atomically(self._path, b"".join(kept).decode())
+        """Before step `step`: what later steps of an earlier attempt have said is said again. All ranks call it."""
+        wrong = None
+        if get_rank() == 0 and self._prompts and os.path.lexists(self._path):
+            try:
+                with open_file(self._path, remedy=_MOVE, instead=_MOVE) as file:
+                    kept = [raw for raw, line in json_lines(file, self._path) if not _is_later(line, step)]
+                with writing(self._path):
+                    write_atomically(self._path, b"".join(kept))
+            except MostError as error:
+                wrong = error
+        agree(wrong)
 
     def take(self, engine: Engine, step: int) -> None:
         """One answer to each prompt. All ranks call it."""
@@ -97,6 +105,11 @@ class Samples:
 
     def _show(self, ids: Sequence[int]) -> Any:
         return ids if self._tokenizer is None else render(ids, self._plan.tokens, self._tokenizer)
+
+
+def _is_later(line: dict[str, Any], step: int) -> bool:
+    """Said after a step that is taken again; what came before the first is said by each attempt anew."""
+    return type(said := line.get("step")) is int and not 0 < said <= step
 
 
 def render(ids: Sequence[int], tokens: TokenMap, tokenizer: TextTokenizer) -> str:

@@ -1,13 +1,13 @@
 """Being asked to stop: a signal before the time limit, or a file. The step is finished and saved; the code says so.
 
-Slurm sends SIGTERM, or what `--signal` names; SIGUSR1 is usual. A file `stop` in the run's folder does the same.
+A file `stop` in the run's folder does what a signal does (runtime/signals.py).
 """
 
 from __future__ import annotations
 
-import signal
 from pathlib import Path
-from types import FrameType
+
+from megatron_most.runtime import hear_signals, heard_signal
 
 EXIT_STOPPED = 75
 """The process's code when it stopped on request with all saved: start the same command again to go on."""
@@ -18,14 +18,11 @@ class StopRequest:
 
     def __init__(self, folder: Path) -> None:
         self._file, self.reason = folder / "stop", ""
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, self._on_signal)
-
-    def _on_signal(self, number: int, frame: FrameType | None) -> None:
-        self.reason = signal.Signals(number).name
+        hear_signals()
 
     def is_asked(self, look: bool) -> bool:
         """`look`: also for the file, which costs a look at the file system."""
+        self.reason = self.reason or heard_signal()
         if look and not self.reason and self._file.exists():
             self.reason = f"the file {self._file}"
         return bool(self.reason)

@@ -59,6 +59,42 @@ def test_a_flipped_byte_in_latest_changes_nothing(shelf: Shelf) -> None:
         undo()
 
 
+@pytest.mark.parametrize("name", ["manifest.json", "manifest.sha256"])
+def test_a_pipe_in_the_place_of_a_manifest_is_damage_and_not_waited_for(
+    shelf: Shelf, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shelf.path(2) / name).unlink()
+    os.mkfifo(shelf.path(2) / name)
+    assert newest(shelf.folder) == (1, 0)
+    assert f"{name}: a pipe or a device, not a file" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir])
+def test_what_has_the_name_of_latest_and_is_no_file_is_said_and_costs_no_checkpoint(
+    shelf: Shelf, make: Callable[[Path], None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (shelf.folder / "latest").unlink()
+    make(shelf.folder / "latest")
+    assert newest(shelf.folder) == (2, 0)
+    assert "latest: does not help" in capsys.readouterr().err
+    save_all(shelf.folder, 3)
+    assert newest(shelf.folder) == (3, 0)
+    said = capsys.readouterr().err
+    is_folder = (shelf.folder / "latest").is_dir()
+    assert ("latest: cannot be written: Is a directory; step 3 is saved all the same; move away" in said) == is_folder
+    assert "not saved" not in said and "make room" not in said
+
+
+@pytest.mark.parametrize("make", [lambda path: path.write_text(""), lambda path: path.symlink_to("nowhere")])
+def test_what_has_the_name_of_a_step_and_is_no_folder_is_named_as_being_in_the_way(
+    shelf: Shelf, make: Callable[[Path], None]
+) -> None:
+    make(shelf.path(3))
+    with pytest.raises(CheckpointError, match="step-00000003: not saved: what has this name is no folder, or a link"):
+        save_all(shelf.folder, 3)
+    assert newest(shelf.folder) == (2, 0)
+
+
 @pytest.mark.parametrize(
     "content", [None, b"", b'{"step": 1}', b'{"step": 77}', b'{"step": "2"}', b"[]", b"\xff", b"[" * 100000]
 )

@@ -13,8 +13,8 @@ from typing import Any
 from megatron_most.checkpoint import Saver, Shelf, draft, tensor_file
 from megatron_most.checkpoint.shelf import discard
 from megatron_most.data import Position, Reader
-from megatron_most.runtime import sha256_file
-from tests.drills.bench import EVERY, STEPS, Bench, Drill, Outcome, injected, only, require
+from megatron_most.runtime import missing, sha256_file
+from tests.drills.bench import EVERY, STEPS, Bench, Drill, Ended, Outcome, injected, only, require
 from tests.drills.child import Child, Injection, replace_everywhere
 
 KILLS, KILLED_STEPS = 20, 24
@@ -42,10 +42,42 @@ def kill_one_rank(bench: Bench) -> Outcome:
     ended = run.go(2, only(1, inject), within_s=ENDS_WITHIN_S)
     last = run.trace(0, rank=1)[-1]
     injected(ended.codes[1] == -signal.SIGKILL and last.get("begun") == killed_in, f"{ended.codes}, {last}")
-    require(ended.codes[0] not in (0, None), f"rank 0 ended with {ended.codes[0]} after {ended.seconds:.1f} s")
+    require_named(ended, 1)
     run.finish()
     again = run.require_unbroken(whole, allowed=EVERY)
-    return Outcome(ended.proof[0], f"rank 0 ended with {ended.codes[0]}; started again: as unbroken", again)
+    return Outcome(ended.proof[0], f"rank 0 {ended.line('ends after')}; started again: as unbroken", again)
+
+
+def require_named(ended: Ended, killed: int) -> None:
+    """The others end with 1 and one line that names the rank that was killed."""
+    for rank, (code, said) in enumerate(zip(ended.codes, ended.said, strict=True)):
+        if rank == killed:
+            continue
+        require(code == 1, f"rank {rank} ended with {code} after {ended.seconds:.1f} s: {ended.last_lines()}")
+        last = said.strip().splitlines()[-1]
+        require(f"ends after rank {killed} on " in last and " is gone: killed" in last, f"rank {rank} blames: {last}")
+        require("Traceback" not in said, f"rank {rank} shows a traceback, which is nobody's fault")
+
+
+def kill_the_last_of_three(bench: Bench) -> Outcome:
+    """Connections break between ranks that are innocent, too."""
+    run = bench.new()
+
+    def inject(child: Child) -> None:
+        def die() -> None:
+            child.prove(f"rank 2 of 3, process {os.getpid()}, kills itself by SIGKILL before step {EVERY}")
+            os.kill(os.getpid(), signal.SIGKILL)
+
+        child.on("step", EVERY, die)
+
+    ended = run.go(3, only(2, inject), within_s=ENDS_WITHIN_S)
+    injected(ended.codes[2] == -signal.SIGKILL, f"{ended.codes}")
+    require_named(ended, 2)
+    return Outcome(ended.proof[0], f"ranks 0 and 1 ended with 1: {ended.line('ends after')}")
+
+
+def nobody_looks_around(child: Child) -> None:
+    missing.Missing.look = lambda *given: None  # type: ignore[method-assign]
 
 
 def old_ones_go_first(child: Child) -> None:
@@ -194,6 +226,13 @@ DRILLS = (
         protection="the place in the data is kept with the weights",
         off=data_begin_anew,
         body=kill_one_rank,
+    ),
+    Drill(
+        name="kill-rank-of-three",
+        about="kill -9 of the last of three ranks",
+        protection="ranks look for one that is gone",
+        off=nobody_looks_around,
+        body=kill_the_last_of_three,
     ),
     Drill(
         name="kill-saving",

@@ -15,7 +15,7 @@ import pytest
 from megatron_most.errors import DataError
 from megatron_most.report import read_run, run_report, write_report
 from megatron_most.report.plots import smoothed, thin
-from megatron_most.report.read import EXPERTS, Series
+from megatron_most.report.table import EXPERTS, Series, Table
 from tests.pages import HOSTILE, STEERING, Seen, require_nothing_loaded
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -129,6 +129,45 @@ def test_a_run_that_is_being_written_is_read_up_to_its_last_whole_line(tmp_path:
     with open(folder / "metrics.jsonl", "a") as file:
         file.write(torn)
     assert read_run(folder).series["loss"].steps.tolist() == whole.tolist()
+
+
+HUGE, DEEP = 10**400, {"layers": [1], "groups": ["text"], **dict.fromkeys(EXPERTS, [[1.0]])}
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"step": -5}, {"step": "7"}, {"step": 3}, {"at": None}, {"at": 1e300}, {"loss": "x"}, {"loss": [1]},
+        {"loss": 1e308}, {"loss": HUGE}, {"times": [1]}, {"times": {"data": "x"}}, {"times": None}, {"seconds": "x"},
+        {"experts": None}, {"experts": {}}, {"experts": DEEP | {"load": [[1.0], [2.0]]}}, {"effective": None},
+        {"experts": DEEP | {"mass": [[1.0, 2.0]]}}, {"experts": DEEP | {"dead": [["x"]]}},
+        {"experts": DEEP | {"layers": [[1]]}}, {"attempt": 2}, {"attempt": 2, "ready": "x"}, {"validation": None},
+    ],
+    ids=str,
+)  # fmt: skip
+def test_a_line_that_no_run_writes_is_passed_over_and_told_of(
+    tmp_path: Path, change: dict[str, Any], capsys: pytest.CaptureFixture[str]
+) -> None:
+    lines = [attempt(1, 0, 100.0), *(step(n, 110.0 + n) for n in range(10))]
+    folder = write_run(tmp_path / "run", [*lines[:8], lines[8] | change, *lines[9:]])
+    assert read_run(folder).series["loss"].steps.tolist() == [0, 1, 2, 3, 4, 5, 6, 8, 9]
+    assert f"{folder / 'metrics.jsonl'}: damaged in line 9;" in capsys.readouterr().err
+
+
+def test_more_than_all_of_the_peak_is_shown_as_it_is_with_what_may_be_wrong(tmp_path: Path) -> None:
+    lines = [attempt(1, 0, 0.0), *(step(n, 10.0 + n, mfu=1.43) for n in range(3))]
+    texts = Seen(page_of(tmp_path / "page.html", write_run(tmp_path / "run", lines))).texts
+    assert "143 %: above the peak, so telemetry.peak_flops is too low" in texts
+
+
+def test_lines_that_name_other_things_make_one_series_in_the_order_of_steps() -> None:
+    table = Table()
+    for n in range(9):
+        table.add(n, {"step": n, "loss": float(n), **({"times": {"a": n, "b": None}} if n % 3 == 0 else {"c": True})})
+    series = table.series()
+    assert list(series) == ["loss", "times/a", "c"]  # b never had a number
+    assert series["loss"].steps.tolist() == series["loss"].values.tolist() == list(range(9))
+    assert series["times/a"].steps.tolist() == [0, 3, 6] and series["c"].values.tolist() == [1.0] * 6
 
 
 def test_short_and_poor_runs_have_a_page_too(tmp_path: Path) -> None:

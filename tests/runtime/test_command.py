@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
+ROOT = Path(__file__).resolve().parent.parent.parent
 HEAD = "from megatron_most.runtime import run_command\nfrom megatron_most.errors import ConfigError\n"
 
 
@@ -50,6 +53,35 @@ def test_a_file_that_we_looked_for_in_vain_keeps_its_traceback() -> None:
 def test_our_own_fault_keeps_its_traceback() -> None:
     done = run("raise KeyError('x')")
     assert done.returncode == 1 and "Traceback" in done.stderr
+
+
+def test_a_file_cut_short_while_it_is_mapped_shows_where_it_was_read() -> None:
+    mapped = "f = tempfile.TemporaryFile(); f.truncate(8192); m = mmap.mmap(f.fileno(), 8192); f.truncate(0)"
+    done = run(f"import mmap, tempfile; {mapped}; return m[5000]")
+    assert done.returncode == -signal.SIGBUS
+    assert "Fatal Python error: Bus error" in done.stderr and "in main" in done.stderr
+
+
+def test_a_signal_is_noted_and_asked_for_later() -> None:
+    hear = "from megatron_most.runtime import hear_signals, heard_signal; import os; hear_signals(); hear_signals()"
+    assert (
+        run(f"{hear}; os.kill(os.getpid(), 10); hear_signals(); return 7 * (heard_signal() == 'SIGUSR1')").returncode
+        == 7
+    )
+
+
+def test_training_hears_signals_before_its_long_imports() -> None:
+    code = (
+        "import os, runpy, signal, sys\n"
+        "def hook(event, args):\n"
+        "    if event == 'import' and args[0] in ('torch', 'megatron_most.train'):\n"
+        "        os.kill(os.getpid(), signal.SIGTERM)\n"
+        "        os._exit(9)\n"
+        "sys.addaudithook(hook)\n"
+        "sys.argv = ['tools/train.py']\n"
+        "runpy.run_path('tools/train.py', run_name='__main__')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60).returncode == 9
 
 
 @pytest.mark.parametrize(("body", "code"), [("return 3", 3), ("pass", 0), ("raise KeyboardInterrupt", 130)])

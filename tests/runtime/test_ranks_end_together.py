@@ -17,8 +17,8 @@ import pytest
 import torch
 import torch.distributed as dist
 
-from megatron_most.runtime import Ranks, watch
-from tests.harness import Outcome, RanksFailed, run_ranks
+from megatron_most.runtime import Ranks, missing, watch
+from tests.harness import Outcome, RanksFailed, run_ranks, warm
 
 BLOCKED_S = 60
 ALLOWED_S = 10
@@ -26,6 +26,7 @@ ALLOWED_S = 10
 
 def fail(body: Callable[..., None], world_size: int, meet: Literal["file", "tcp"]) -> list[Outcome]:
     """Run a drill, and check that nobody hung and how long it took."""
+    warm()  # an import can take longer than all that is allowed
     start = time.monotonic()
     with pytest.raises(RanksFailed) as failed:
         run_ranks(body, world_size, meet=meet, timeout=BLOCKED_S / 2)
@@ -46,7 +47,8 @@ def raise_while_others_reduce(ranks: Ranks) -> None:
 @pytest.mark.parametrize("meet", ["file", "tcp"])
 def test_a_raising_rank_ends_those_blocked_in_a_collective(meet: Literal["file", "tcp"]) -> None:
     outcomes = fail(raise_while_others_reduce, 3, meet)
-    assert outcomes[1].error == "ValueError"
+    assert outcomes[1].error == "ValueError" and "Traceback" in outcomes[1].stderr
+    assert not any("Traceback" in outcomes[rank].stderr for rank in (0, 2))
     assert all(re.search("rank 1 on .*: ValueError: utterance 17 is empty, . file a.wav", o.stderr) for o in outcomes)
 
 
@@ -79,15 +81,78 @@ def test_a_raising_rank_ends_one_that_waits_for_a_third() -> None:
 
 def be_killed_while_others_reduce(ranks: Ranks) -> None:
     ranks.barrier()
-    if ranks.rank == 1:
+    if ranks.rank == ranks.world_size - 1:
         os.kill(os.getpid(), signal.SIGKILL)
     dist.all_reduce(torch.ones(4))
 
 
-def test_a_killed_rank_1_ends_those_blocked_in_a_collective() -> None:
-    outcomes = fail(be_killed_while_others_reduce, 3, "tcp")
-    assert outcomes[1].exit_code == -signal.SIGKILL
-    assert all("RuntimeError" in o.stderr for o in (outcomes[0], outcomes[2]))
+def is_named(outcomes: list[Outcome], killed: int, how: str) -> None:
+    """Those left say who is gone, in one line, and nothing else: no connection, no other rank, no traceback."""
+    for o in outcomes:
+        if o.rank != killed:
+            assert (o.exit_code, o.error) == (1, None), o
+            [line] = o.stderr.splitlines()
+            assert re.search(rf"ends after rank {killed} on \S+ \(process \d+\) is {how}", line), line
+
+
+@pytest.mark.parametrize("meet", ["file", "tcp"])
+@pytest.mark.parametrize("world_size", [2, 3])
+def test_a_killed_rank_is_named_by_those_blocked_in_a_collective(world_size: int, meet: Literal["file", "tcp"]) -> None:
+    outcomes = fail(be_killed_while_others_reduce, world_size, meet)
+    assert outcomes[-1].exit_code == -signal.SIGKILL
+    is_named(outcomes, world_size - 1, "gone: killed from outside")
+
+
+def be_killed_far_away(ranks: Ranks) -> None:
+    # Each rank is alone on its machine, as far as processes can tell.
+    missing.Missing._is_gone = lambda *given: False  # type: ignore[method-assign]
+    missing.is_running = lambda facts: False
+    be_killed_while_others_reduce(ranks)
+
+
+def test_a_killed_rank_of_another_machine_is_named_since_it_does_not_answer() -> None:
+    outcomes = fail(be_killed_far_away, 3, "tcp")
+    is_named(outcomes, 2, "gone, or out of reach: it does not answer")
+
+
+def be_killed_while_the_other_computes(ranks: Ranks) -> None:
+    ranks.barrier()
+    if ranks.rank == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    time.sleep(BLOCKED_S)
+
+
+def test_a_killed_rank_is_named_by_one_in_no_collective() -> None:
+    is_named(fail(be_killed_while_the_other_computes, 2, "file"), 1, "gone: killed from outside")
+
+
+def fail_alone_as_if_cut_off(ranks: Ranks) -> None:
+    ranks.barrier()
+    if ranks.rank == 1:
+        raise RuntimeError("[gloo/transport/tcp/pair.cc:1] Connection closed by peer")
+    time.sleep(BLOCKED_S)
+
+
+def test_a_broken_connection_is_the_ranks_own_fault_where_all_answer() -> None:
+    outcomes = fail(fail_alone_as_if_cut_off, 2, "file")
+    assert outcomes[1].error == "RuntimeError" and "Traceback" in outcomes[1].stderr
+    assert all(re.search("rank 1 on .*: RuntimeError: .gloo", o.stderr) for o in outcomes)
+
+
+def look_late(ranks: Ranks) -> None:
+    """Rank 1 comes to the end of its group long after the others have left, and looks around meanwhile."""
+    if ranks.rank == 1:
+        stop = watch.Watch.stop
+
+        def late(own: watch.Watch) -> None:
+            time.sleep(2)
+            stop(own)
+
+        watch.Watch.stop = late  # type: ignore[method-assign]
+
+
+def test_ranks_that_have_left_are_not_missed() -> None:
+    assert run_ranks(look_late, 3) == [None] * 3
 
 
 def be_killed_while_others_compute(ranks: Ranks) -> None:

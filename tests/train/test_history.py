@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +66,34 @@ def test_what_a_kill_or_a_power_cut_has_torn_is_taken_away(tmp_path: Path, torn:
     assert path.read_text().startswith(whole) and [line["step"] for line in lines(path)] == [0, 0, 1, 2]
 
 
+@pytest.mark.parametrize("damage", ["#", "", '{"step": "1"}', "[" * 100_000])
+def test_a_damaged_line_in_the_middle_costs_no_other_line(
+    tmp_path: Path, damage: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "metrics.jsonl"
+    history = begin(path, 0, at=5.0)
+    for number in range(4):
+        history.append(step(number))
+    history.close()
+    whole = path.read_text().splitlines(keepends=True)
+    path.write_text("".join([*whole[:2], damage + "\n", *whole[3:]]))
+    again = History(path, 3)
+    again.close()
+    assert path.read_text() == "".join([*whole[:2], whole[3]])  # without the damage, and step 3, which comes again
+    assert (again.attempts, again.began, again.productive) == (1, 5.0, 2 * 2.5)
+    [line] = capsys.readouterr().err.splitlines()
+    assert f"{path}: damaged in line 3;" in line
+
+
+def test_a_line_that_another_hand_has_changed_is_kept_and_counts_nothing(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    odd = [{"attempt": 1, "step": 0}, step(0, times=[1]), step(1, seconds="x"), step(2)]
+    path.write_text("".join(json.dumps(line) + "\n" for line in odd))
+    history = History(path, 3)
+    history.close()
+    assert lines(path) == odd and (history.attempts, history.began, history.productive) == (1, None, 2.5)
+
+
 def test_an_attempt_that_wakes_after_a_newer_one_changes_nothing(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     older = begin(path, 0)
@@ -93,5 +122,14 @@ def test_a_skipped_step_learns_nothing_and_what_is_not_finite_is_null(tmp_path: 
 
 def test_a_file_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "metrics.jsonl").mkdir()
-    with pytest.raises(DataError, match=r"metrics.jsonl: cannot be written: .*directory; choose"):
+    with pytest.raises(DataError, match=r"metrics.jsonl: a folder; move it away"):
+        History(tmp_path / "metrics.jsonl", 0)
+    (tmp_path / "closed").write_text("")
+    with pytest.raises(DataError, match=r"closed/.metrics.jsonl.draft: .* a part of the path is a file"):
+        History(tmp_path / "closed" / "metrics.jsonl", 0)
+
+
+def test_a_pipe_in_the_place_of_the_log_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(DataError, match="a pipe or a device, not a file; move it away"):
         History(tmp_path / "metrics.jsonl", 0)

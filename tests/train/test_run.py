@@ -14,13 +14,16 @@ from typing import Any
 import pytest
 
 from megatron_most.checkpoint.record import sum_of
+from megatron_most.config import RunConfig
 from megatron_most.data import Position
 from megatron_most.errors import CheckpointError
+from megatron_most.runtime import Launch, hear_signals
 from megatron_most.train import EXIT_STOPPED
 from megatron_most.train.resume import DECIDES, MAY_CHANGE, decides
 from megatron_most.train.state import RunState
 from tests.config.runs import FIELDS
-from tests.phases import STEPS, begin, lines, losses, recipe, refusal, run
+from tests.harness import launch_ranks
+from tests.phases import STEPS, begin, lines, losses, one_run, recipe, refusal, run
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +88,17 @@ def test_asked_to_stop_it_saves_and_says_so_and_then_goes_on(
     (tmp_path / "stop").unlink(missing_ok=True)
     run(recipe(data, tmp_path))
     assert losses(tmp_path) == losses(unbroken)
+
+
+def asked_while_it_begins(launch: Launch, config: RunConfig) -> int:
+    hear_signals()  # as tools/train.py does, before it imports what is needed
+    os.kill(os.getpid(), signal.SIGTERM)
+    return one_run(launch, config)
+
+
+def test_asked_to_stop_before_anything_is_open_it_saves_its_first_step(data: Path, tmp_path: Path) -> None:
+    assert launch_ranks(asked_while_it_begins, 1, recipe(data, tmp_path)) == [EXIT_STOPPED]
+    assert (tmp_path / "checkpoints" / "step-00000001").exists() and len(losses(tmp_path)) == 1
 
 
 def test_what_would_make_it_another_run_is_refused_by_name(data: Path, tmp_path: Path, unbroken: Path) -> None:

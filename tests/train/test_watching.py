@@ -120,5 +120,7 @@ def test_samples_of_steps_that_are_taken_again_are_said_once(data: Path, tmp_pat
     assert [line["step"] for line in whole] == [2, 4]
     for name in ("step-00000004", "latest"):
         (tmp_path / "checkpoints" / name).rename(tmp_path / name)
+    told = (tmp_path / "samples.jsonl").read_text(encoding="utf-8")
+    (tmp_path / "samples.jsonl").write_text(f'{{"of": "another hand"}}\n#\n{told}', encoding="utf-8")
     run(config)
-    assert samples(tmp_path) == whole
+    assert samples(tmp_path) == [{"of": "another hand"}, *whole]  # without the damage, and each sample once
