@@ -38,11 +38,13 @@ def measure_links(ranks: Ranks, names: Sequence[str], megabytes: float) -> list[
     data = torch.zeros(max(1, int(megabytes * 1e6 / 4)), device=ranks.device.torch_device)
     for links in rounds(launch.num_nodes):
         ranks.barrier()
-        link = next((link for link in links if launch.node in link), None)
-        if link is None:
-            continue
+        link = next((link for link in links if launch.node in link), (launch.node,))
         pair = sorted(node * launch.local_world_size + launch.local_rank for node in link)
+        # Only its members make a group. torch names it by how many each of them has made: one a round, so who has
+        # nobody to talk to makes one of its own.
         group = dist.new_group(pair, use_local_synchronization=True)
+        if len(pair) == 1:
+            continue
         dist.all_reduce(data, group=group)  # the first one makes the connections
         ranks.device.synchronize()
         since = time.perf_counter()
