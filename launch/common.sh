@@ -8,7 +8,7 @@
 set -u -o pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-dry=0 asked=0 cancelled=0 srun_pid='' attempt=''
+words=() dry=0 asked=0 cancelled=0 srun_pid='' attempt=''
 
 say() { printf '%s launch: %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
 die() {
@@ -67,10 +67,14 @@ job() { "${python[@]}" "$root/tools/job.py" "$@"; }
 
 # --- processes on nodes ---
 
-# Ranks see all cores of their node: binding one task to one core would starve its data threads.
+# Ranks see all cores of their node: binding one task to one core would starve its data threads. Where one fails, the
+# others end by themselves within seconds, and Slurm is left out of it for a minute: a signal that a busy node does not
+# confirm in time is sent again a minute later, and then hits the step of the same number of the requeued job.
 srun_line() { # one task for each rank | one for each node; sets the array `line`
-    line=(srun --kill-on-bad-exit=1 --cpu-bind=none --nodes="$nodes")
-    if [ "$1" = ranks ]; then line+=(--ntasks="$ranks" --ntasks-per-node="$per_node" --wait=300); else
+    line=(srun --kill-on-bad-exit=0 --cpu-bind=none --nodes="$nodes")
+    if [ "$1" = ranks ]; then
+        line+=(--ntasks="$ranks" --ntasks-per-node="$per_node" --wait="${MOST_GRACE_S:-60}")
+    else
         line+=(--ntasks="$nodes" --ntasks-per-node=1)
     fi
     if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then line+=(--cpus-per-task="$SLURM_CPUS_PER_TASK"); fi
@@ -94,6 +98,7 @@ watch_step() { # PID FLAG
         if grep -Eq "^$SLURM_JOB_ID\.[0-9]+$" <<< "$steps"; then
             seen=1 gone=0
         elif ((seen && ++gone >= 3)); then
+            say "srun waits for a step that Slurm does not know any more (it knows: ${steps//$'\n'/ }); ending it"
             : > "$2"
             kill -KILL "$1"
             return
@@ -166,7 +171,7 @@ preflight() { # ARGS of the recipe
     step=$(sed -n 's/.*"step": \([0-9]*\).*/\1/p' "$attempt/begin.json")
     since=$(date +%s.%N)
     srun_line nodes
-    timeout --kill-after=10 "${MOST_PREFLIGHT_S:-300}" "${line[@]}" --kill-on-bad-exit=0 "${step_python[@]}" \
+    timeout --kill-after=10 "${MOST_PREFLIGHT_S:-300}" "${line[@]}" "${step_python[@]}" \
         "$root/tools/job.py" facts --attempt "$attempt" --step "$step" --port "$port" --nvidia-smi "$smi" -- "$@" \
         > "$found" 2> "$attempt/preflight.log" || cat "$attempt/preflight.log" >&2
     answer=$(job preflight --attempt "$attempt" --found "$found" --nodes "$nodelist" --ranks "$ranks" \
@@ -191,7 +196,8 @@ train() { # ARGS of the recipe
     command=("${step_python[@]}" "$root/tools/train.py" "$@")
     if [ $dry = 1 ]; then
         srun_line nodes
-        quoted "${line[@]}" "${step_python[@]}" "$root/tools/job.py" facts --attempt ATTEMPT --step STEP --port "$port" -- "$@"
+        quoted "${line[@]}" "${step_python[@]}" "$root/tools/job.py" facts --attempt ATTEMPT --step STEP \
+            --port "$port" -- "$@"
         srun_line ranks
         quoted "${line[@]}" bash "$root/launch/rank.sh" ATTEMPT/codes "${command[@]}"
         job plan --ranks "$ranks" -- "$@" >&2
@@ -228,6 +234,25 @@ train() { # ARGS of the recipe
     exit "${answer##* }"
 }
 
+# --- a command that is one process ---
+
+take_dry_run() { # ARGS: all but --dry-run go to the array `words`
+    local word
+    words=()
+    for word in "$@"; do
+        if [ "$word" = --dry-run ]; then dry=1; else words+=("$word"); fi
+    done
+}
+
+run_one() { # SCRIPT ARGS...: in the batch script itself; told to end, it is, and goes on when it is started again
+    if [ $dry = 1 ]; then
+        quoted "${python[@]}" "$@"
+        exit
+    fi
+    [ -n "${SLURM_JOB_ID:-}" ] || die "this is a batch script: sbatch $0 ... ; or add --dry-run to see what it would run"
+    exec "${python[@]}" "$@"
+}
+
 # --- arguments of a phase ---
 
 given() { # FLAG WORDS...: whether the flag is among them
@@ -250,17 +275,16 @@ datasets() { # TASK FLAG: adds --data.TASK.train and .valid of what lies in MOST
             case ${set%/} in *-dev | *-valid) valid+=("${set%/}") ;; *) train+=("${set%/}") ;; esac
         done
     fi
-    [ ${#train[@]} -gt 0 ] || die "no dataset of $1 in $at: MOST_DATA is the folder with one folder a task, as docs/data.md makes it"
+    [ ${#train[@]} -gt 0 ] ||
+        die "no dataset of $1 in $at: MOST_DATA is the folder with one folder a task, as docs/data.md makes it"
     args+=("--data.$1.train" "${train[@]}")
     [ ${#valid[@]} = 0 ] || args+=("--data.$1.valid" "${valid[@]}")
 }
 
 phase() { # RECIPE "TASK ..." START ARGS...: a phase from its launcher's arguments
-    local recipe=$1 tasks=$2 start=$3 word args=() words=()
+    local recipe=$1 tasks=$2 start=$3 word args=()
     shift 3
-    for word in "$@"; do
-        if [ "$word" = --dry-run ]; then dry=1; else words+=("$word"); fi
-    done
+    take_dry_run "$@"
     if [ $dry = 0 ] && [ -z "${SLURM_JOB_ID:-}" ]; then
         die "this is a batch script: sbatch $0 ... ; or add --dry-run to see what it would run"
     fi
@@ -275,9 +299,12 @@ phase() { # RECIPE "TASK ..." START ARGS...: a phase from its launcher's argumen
             args+=(--checkpoint.start-from "$start")
         fi
     fi
-    given --checkpoint.folder "${words[@]}" || given --config "${words[@]}" || args+=(--checkpoint.folder "$runs/{name}")
+    given --checkpoint.folder "${words[@]}" || given --config "${words[@]}" ||
+        args+=(--checkpoint.folder "$runs/{name}")
     on_cpu=0
-    if given --device "${words[@]}"; then case " ${words[*]} " in *' --device cpu '* | *' --device=cpu '*) on_cpu=1 ;; esac; else
+    if given --device "${words[@]}"; then
+        case " ${words[*]} " in *' --device cpu '* | *' --device=cpu '*) on_cpu=1 ;; esac
+    else
         args+=(--device gpu) # granted and not seen is an error, not a run on a CPU
     fi
     train "${args[@]}" "${words[@]}"

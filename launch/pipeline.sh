@@ -28,7 +28,8 @@ for stage in ${MOST_STAGES:-stage1 stage2}; do
     esac
     wait=()
     [ -z "$before" ] || wait=(--dependency="afterok:$before" --kill-on-invalid-dep=yes)
-    before=$(sbatch --parsable "${wait[@]}" "${own[@]}" "$root/launch/$script" "${words[@]}") || die "$stage was not accepted"
+    before=$(sbatch --parsable "${wait[@]}" "${own[@]}" "$root/launch/$script" "${words[@]}") ||
+        die "$stage was not accepted"
     before=${before%%;*} # of a federation: NUMBER;CLUSTER
     printf '%s %s\n' "$before" "$stage"
 done

@@ -22,7 +22,7 @@ fi
 facts_of_job 6 8
 start=none
 if ! given --config "$@" && ! given --checkpoint.start-from "$@"; then
-    need MOST_BACKBONE "the checkpoint that launch/convert.sh has made, to begin with; or none, to begin with random weights"
+    need MOST_BACKBONE "the checkpoint to begin with, made by launch/convert.sh; or none: random weights"
     start=$MOST_BACKBONE
 fi
 phase "$stage1" "asr tts text-lm" "$start" "$@"

@@ -53,8 +53,8 @@ def decide(outcome: Outcome, step_before: int, step: int, fruitless: int) -> Dec
         return Decision("done", 0, f"all steps are taken and saved, {step} of them")
     if outcome.cancelled:
         return Decision("stop", EXIT_STOPPED, f"Slurm ended the job (scancel, or its time limit); step {step} is saved")
-    if first == EXIT_STOPPED and not outcome.asked:
-        remedy = "remove the file `stop` and submit again" if outcome.stop_file else "submit again to go on"
+    if first == EXIT_STOPPED and outcome.stop_file:
+        remedy = "remove the file `stop` and submit again to go on"
         return Decision("stop", EXIT_STOPPED, f"stopped on request, step {step} is saved; {remedy}")
     why = _why(outcome)
     if fruitless >= MOST_FRUITLESS:
@@ -68,6 +68,9 @@ def _why(outcome: Outcome) -> str:
         return "the time limit is near"
     if outcome.lost:
         return "the step was gone and srun did not return: a link between two nodes is cut"
+    if outcome.codes.get(0) == EXIT_STOPPED:
+        # Slurm sends a signal again that a node has not confirmed, and a requeued job has steps of the same numbers.
+        return "the ranks alone were told to stop, by a signal to their step"
     killed = {rank: code for rank, code in outcome.codes.items() if code > 128 or code < 0}
     if killed:
         rank, code = min(killed.items())

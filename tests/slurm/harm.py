@@ -39,8 +39,10 @@ def kill_rank(job: str, rank: int, number: int = signal.SIGKILL) -> str:
 def power_off(box: Sandbox, node: str) -> None:
     """The cable first: peers of a machine that loses power see silence, and no closed socket."""
     cut(box, node)
+    first = Path("/proc") / (box.folder / "run" / node).read_text().strip()
+    assert first.exists()
     box.stop(node)
-    assert not Path(f"/proc/{(box.folder / 'run' / node).read_text().strip()}").exists()
+    assert not first.exists()
 
 
 def power_on(box: Sandbox, node: str) -> None:

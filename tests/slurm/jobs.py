@@ -45,6 +45,9 @@ class Bench:
         (self.folder / "cluster.env").write_text("\n".join(lines) + "\n")
 
     def close(self) -> None:
+        for path in [*self.folder.glob("*.log"), *sorted(self.runs.glob("*/slurm/*/*log"))]:
+            lines = path.read_text(errors="replace").splitlines()
+            print(f"--- {path.relative_to(self.folder)}", *lines[-25:], sep="\n")  # shown where a test fails
         for job in self._jobs:
             self.box.on("head", "scancel", job, check=False)
         harm.heal(self.box)

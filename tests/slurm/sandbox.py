@@ -17,6 +17,7 @@ import signal
 import subprocess
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 
@@ -109,10 +110,10 @@ class Sandbox:
             return
         if name in self.names or name == "head":
             pid = (self.folder / "run" / name).read_text().strip()
-            try:
+            with suppress(ProcessLookupError):
                 os.kill(int(pid), signal.SIGKILL)
-            except ProcessLookupError:
-                pass
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(10)  # unshare ends with it, and only then all of the node's processes are gone
         process.kill()
         process.wait()
 
