@@ -249,7 +249,7 @@ run_one() { # SCRIPT ARGS...: in the batch script itself; told to end, it is, an
         quoted "${python[@]}" "$@"
         exit
     fi
-    [ -n "${SLURM_JOB_ID:-}" ] || die "this is a batch script: sbatch $0 ... ; or add --dry-run to see what it would run"
+    [ -n "${SLURM_JOB_ID:-}" ] || die "this is a batch script: sbatch $0 ... ; --dry-run shows what it would run"
     exec "${python[@]}" "$@"
 }
 
@@ -286,7 +286,7 @@ phase() { # RECIPE "TASK ..." START ARGS...: a phase from its launcher's argumen
     shift 3
     take_dry_run "$@"
     if [ $dry = 0 ] && [ -z "${SLURM_JOB_ID:-}" ]; then
-        die "this is a batch script: sbatch $0 ... ; or add --dry-run to see what it would run"
+        die "this is a batch script: sbatch $0 ... ; --dry-run shows what it would run"
     fi
     if ! given --config "${words[@]}"; then
         args+=(--config "$recipe")
