@@ -162,7 +162,7 @@ act_on() { # "ok ..." | "leave NODES"
 }
 
 preflight() { # ARGS of the recipe
-    local found=$attempt/preflight.jsonl since answer smi='' step options=()
+    local found=$attempt/preflight.facts since answer smi='' step options=()
     if [ "$gpus" -gt 0 ] && { [ -n "${MOST_NVIDIA_SMI:-}" ] || [ "$on_cpu" = 0 ]; }; then
         smi=${MOST_NVIDIA_SMI:-nvidia-smi}
     fi

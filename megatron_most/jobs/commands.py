@@ -19,7 +19,7 @@ from typing import Any
 from megatron_most.config import Facts, Plan, RunConfig, build, count_parameters, from_command_line
 from megatron_most.errors import ConfigError, MostError
 from megatron_most.jobs import book
-from megatron_most.jobs.facts import node_facts, packages
+from megatron_most.jobs.facts import as_lines, from_lines, node_facts, packages
 from megatron_most.jobs.judge import Demands, Verdict, judge, judge_links
 from megatron_most.jobs.links import measure_links
 from megatron_most.jobs.status import tell
@@ -100,13 +100,12 @@ def _plan(config: RunConfig, ranks: int) -> Plan:
 
 
 def _facts(options: argparse.Namespace) -> int:
-    """Prints one JSON line."""
+    """Prints what facts.from_lines reads."""
     config, run = _config(options)
     attempt = Path(options.attempt)
-    facts = node_facts(
-        config, run, attempt, step=options.step, port=options.port, nvidia_smi=options.nvidia_smi
-    )  # fmt: skip
-    sys.stdout.write(json.dumps(facts) + "\n")  # in one piece: other nodes write into the same file
+    asked: dict[str, Any] = {"step": options.step, "port": options.port, "nvidia_smi": options.nvidia_smi}
+    facts = node_facts(config, run, attempt, **asked)
+    sys.stdout.write("".join(f"{line}\n" for line in as_lines(facts)))
     return 0
 
 
@@ -123,7 +122,7 @@ def _preflight(options: argparse.Namespace) -> int:
         skew_s=options.skew,
         between=(options.since, time.time()),
     )
-    verdict = judge(_said(Path(options.found)), demands)
+    verdict = judge(from_lines(Path(options.found).read_text(errors="replace").splitlines()), demands)
     return _tell_verdict(run, attempt, nodes, verdict, f"ok {verdict.port}")
 
 

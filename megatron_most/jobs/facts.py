@@ -6,7 +6,9 @@ beside what other nodes see; see judge.py.
 
 from __future__ import annotations
 
+import base64
 import hashlib
+import json
 import os
 import platform
 import shutil
@@ -14,6 +16,7 @@ import socket
 import sys
 import tempfile
 import time
+import zlib
 from collections.abc import Iterable, Mapping
 from dataclasses import fields
 from pathlib import Path
@@ -25,6 +28,7 @@ from megatron_most.jobs.gpus import ask_gpus
 
 _WAIT_S = 30.0  # for a file that another node has just made
 _INFO = "dataset.json"
+_MARK, _PART = "most-facts", 800
 
 
 def node_facts(config: RunConfig, run: Path, attempt: Path, *, step: int, port: int, nvidia_smi: str) -> dict[str, Any]:
@@ -46,6 +50,28 @@ def node_facts(config: RunConfig, run: Path, attempt: Path, *, step: int, port: 
         "port": free_port(port),
         "gpus": ask_gpus(nvidia_smi) if nvidia_smi else {},
     }
+
+
+def as_lines(facts: Mapping[str, Any]) -> list[str]:
+    """For srun's output, where the lines of nodes come in turns, but those over 4 kB may be cut and mixed."""
+    packed = base64.b64encode(zlib.compress(json.dumps(facts).encode())).decode()
+    parts = [packed[at : at + _PART] for at in range(0, len(packed), _PART)]
+    return [f"{_MARK} {facts['node']} {number} {len(parts)} {part}" for number, part in enumerate(parts)]
+
+
+def from_lines(lines: Iterable[str]) -> list[dict[str, Any]]:
+    """What nodes have said, of those whose parts are all there; other lines are passed over."""
+    parts: dict[str, dict[int, str]] = {}
+    wanted: dict[str, int] = {}
+    for line in lines:
+        if len(words := line.split(" ")) == 5 and words[0] == _MARK and words[2].isdecimal() and words[3].isdecimal():
+            parts.setdefault(words[1], {})[int(words[2])] = words[4].strip()
+            wanted[words[1]] = int(words[3])
+    found = []
+    for node, said in parts.items():
+        if sorted(said) == list(range(wanted[node])):
+            found.append(json.loads(zlib.decompress(base64.b64decode("".join(said[i] for i in sorted(said))))))
+    return found
 
 
 def code_hash(package: Path) -> str:

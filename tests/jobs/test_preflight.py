@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from megatron_most.config import RunConfig, load_recipe, replace
-from megatron_most.jobs.facts import code_hash, data_paths, free_port, node_facts, packages
+from megatron_most.jobs.facts import as_lines, code_hash, data_paths, free_port, from_lines, node_facts, packages
 from megatron_most.jobs.gpus import FIELDS, ask_gpus, find_faults
 from megatron_most.jobs.judge import Demands, judge, judge_links
 from megatron_most.jobs.links import measure_links, rounds
@@ -191,3 +191,13 @@ def test_code_is_known_by_content_and_packages_by_the_first_on_the_path(tmp_path
     before = code_hash(tmp_path)
     (tmp_path / "a" / "x.py").write_text("2")
     assert code_hash(tmp_path) != before
+
+
+def test_what_nodes_say_is_put_together_from_short_lines_in_any_order() -> None:
+    many = {f"package_{number}": os.urandom(8).hex() for number in range(200)}
+    told = [node(name, packages=many) for name in NODES]
+    lines = [as_lines(facts) for facts in told]
+    assert all(len(own) > 2 and max(map(len, own)) < 1000 for own in lines)
+    mixed = [line for together in zip(*lines, strict=True) for line in together]
+    assert from_lines(["srun: words", *reversed(mixed)]) == [told[2], told[1], told[0]]
+    assert [facts["node"] for facts in from_lines(mixed[1:])] == ["n2", "n3"], "of n1 a part is lost"

@@ -144,4 +144,4 @@ def test_nothing_is_looked_at_where_that_is_wished(bench: Bench) -> None:
     bench.write_env(MOST_PREFLIGHT="0", MOST_NVIDIA_SMI=str(bench.folder / "no such program"))
     job = bench.submit("--nodes=1", "--ntasks-per-node=1", steps=2)
     bench.box.await_state(job, "COMPLETED", seconds=150)
-    assert not Path(bench.attempt(1) / "preflight.jsonl").exists()
+    assert not Path(bench.attempt(1) / "preflight.facts").exists()
