@@ -143,7 +143,7 @@ facts_of_job() {
 
 requeue() { # [NODES]: again, without these; nothing after it may matter
     local left=${1:-} before
-    trap : TERM
+    trap '' TERM # Slurm now ends this script, and scontrol with it, unless both ignore that
     before=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
     scontrol requeue "$SLURM_JOB_ID" || die "Slurm does not requeue this job (see above); submit it again to go on"
     if [ -n "$left" ]; then
@@ -174,6 +174,7 @@ preflight() { # ARGS of the recipe
     timeout --kill-after=10 "${MOST_PREFLIGHT_S:-300}" "${line[@]}" "${step_python[@]}" \
         "$root/tools/job.py" facts --attempt "$attempt" --step "$step" --port "$port" --nvidia-smi "$smi" -- "$@" \
         > "$found" 2> "$attempt/preflight.log" || cat "$attempt/preflight.log" >&2
+    ((cancelled == 0)) || return # nodes were cut short: nothing they have not said is their fault
     answer=$(job preflight --attempt "$attempt" --found "$found" --nodes "$nodelist" --ranks "$ranks" \
         --since "$since" --skew "${MOST_SKEW_S:-5}" "${options[@]}" -- "$@") || exit 2
     act_on "$answer"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 import subprocess
 import time
 from pathlib import Path
@@ -20,7 +21,7 @@ def left_behind(bench: Bench, job: str, node: str) -> str:
     bench.await_attempt(2)
     end = bench.end(1)
     assert end["action"] == "leave", end
-    assert bench.box.job(job)["ExcNodeList"] == node
+    assert bench.box.job(job)["ExcNodeList"] == node, bench.said(job)
     assert node not in bench.box.on("head", "scontrol", "show", "hostnames", bench.begin(2)["nodes"]).stdout.split()
     assert f"again without {node}" in bench.said(job) and f"preflight: {node}: " in bench.said(job)
     return end["reason"]
@@ -40,8 +41,9 @@ def test_a_node_without_the_data_is_named_and_left(bench: Bench) -> None:
 
 def test_a_node_with_another_version_of_a_package_is_named_and_left(bench: Bench) -> None:
     (bench.folder / "old" / "torch-0.0.1.dist-info").mkdir(parents=True)
-    differs = f'[ "$(hostname)" != n2 ] || export PYTHONPATH={str(bench.folder / "old")!r}:$PYTHONPATH'
-    bench.write_env(MOST_PYTHON=python_that(bench.folder, differs.replace("'", '"')))
+    old = shlex.quote(str(bench.folder / "old"))
+    differs = f'[ "$(hostname)" != n2 ] || export PYTHONPATH={old}:$PYTHONPATH'
+    bench.write_env(MOST_PYTHON=python_that(bench.folder, differs))
     job = bench.submit(*TWO, steps=2)
     assert "package torch: 0.0.1, not " in left_behind(bench, job, "n2")
 
