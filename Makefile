@@ -2,7 +2,7 @@
 # ARGS is passed on: make test ARGS="-k router". PYTHON names the interpreter for a new .venv (else 3.11, then 3.12).
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test check bench test-gpu clean
+.PHONY: help env demo test check bench test-gpu test-slurm clean
 
 WORKERS ?= 2
 
@@ -41,6 +41,9 @@ bench: env  ## speed of the data pipeline against plain loops; what telemetry, c
 
 test-gpu: env  ## the tests that need a GPU
 	@$(RUN) -m pytest -q --durations=10 -m gpu $(ARGS)
+
+test-slurm: env  ## the launchers on a real Slurm on this machine; SUBSET=ci: the shorter half. Needs root
+	@$(RUN) -m pytest -q -rs --durations=20 $(if $(SUBSET),-m $(SUBSET)) tests/slurm $(ARGS)
 
 clean:  ## remove .venv and all caches; keeps runs/
 	rm -rf .venv build *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -9,7 +9,7 @@ Importing this does not import torch.
 
 from megatron_most.runtime.claim import Claim, claim
 from megatron_most.runtime.clock import Clock
-from megatron_most.runtime.command import run_command
+from megatron_most.runtime.command import EXIT_STOPPED, run_command
 from megatron_most.runtime.device import (
     CPU_BACKEND,
     GPU_BACKEND,
@@ -50,6 +50,7 @@ from megatron_most.runtime.workers import in_order, num_cores
 
 __all__ = [
     "CPU_BACKEND",
+    "EXIT_STOPPED",
     "GPU_BACKEND",
     "JOB",
     "PATIENCE",

@@ -2,9 +2,10 @@
 
 A second process is refused while the first lives. A claim whose holder is dead (killed, or its machine gone) is
 followed by the next number, and the former holder, should it wake up, finds the higher number and may publish nothing.
-On this machine a holder is looked up by its process; elsewhere by its heartbeat, the file's time, which any shared file
-system keeps. Claims are made by a hard link, which either exists or not; locks are not used, since Lustre and NFS
-differ in what they promise.
+On this machine a holder is looked up by its process; elsewhere by its heartbeat, the file's time, which any shared
+file system keeps. A job that Slurm has requeued takes over from its own earlier start at once: that one may live on
+where a node was cut off, and Slurm has given up on it. Claims are made by a hard link, which either exists or not;
+locks are not used, since Lustre and NFS differ in what they promise.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import re
 import secrets
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,7 +84,7 @@ def _take(folder: Path) -> int:
 def _link(folder: Path, number: int) -> bool:
     """Make the claim, content and all, in one step; False where it exists."""
     draft = folder / f".claim-draft-{secrets.token_hex(4)}"
-    draft.write_text(json.dumps(this_process()))
+    draft.write_text(json.dumps({**this_process(), **_slurm_start(os.environ)}))
     try:
         os.link(draft, _path(folder, number))
     except FileExistsError:
@@ -91,6 +92,14 @@ def _link(folder: Path, number: int) -> bool:
     finally:
         draft.unlink()
     return True
+
+
+def _slurm_start(env: Mapping[str, str]) -> dict[str, str | int]:
+    """Which job of Slurm this is, and its how many-th start; nothing outside of Slurm."""
+    if "SLURM_JOB_ID" not in env:
+        return {}
+    cluster, job, restarts = (env.get(f"SLURM_{name}", "") for name in ("CLUSTER_NAME", "JOB_ID", "RESTART_COUNT"))
+    return {"job": f"{cluster} {job}", "restart": int(restarts) if restarts.isdecimal() else 0}  # unset on the first
 
 
 def _newest(folder: Path) -> int:
@@ -110,8 +119,12 @@ def _alive(path: Path) -> str | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError, KeyError):
-        host, process, boot = "an unknown machine", 0, ""
+        holder, host, process, boot = {}, "an unknown machine", 0, ""
     words = f"process {process} on {host}"
+    own = _slurm_start(os.environ)
+    if own and holder.get("job") == own["job"] and holder["restart"] < own["restart"]:
+        _log.info("%s: held by %s, of an earlier start of this job", path.parent, words)
+        return None
     if boot == this_process()["boot"]:
         return words if is_running(holder) else None
     _log.info("%s: held by %s; waiting up to %.0f s for a sign of life", path.parent, words, DEAD_AFTER_S)

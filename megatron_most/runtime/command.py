@@ -18,6 +18,9 @@ from megatron_most.runtime.disk import explain
 from megatron_most.runtime.launch import find_launch
 from megatron_most.runtime.log import one_line, redact, set_rank
 
+EXIT_STOPPED = 75
+"""A command's code when it stopped on request with all saved: start the same command again to go on."""
+
 
 def run_command(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` as this process's command and leave with its code (None is 0)."""

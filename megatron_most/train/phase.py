@@ -14,12 +14,12 @@ from megatron_most.config import batch_rows, dump
 from megatron_most.data import Reader, Step, Steps
 from megatron_most.engine import Engine, Session, StepReport
 from megatron_most.errors import MostError
-from megatron_most.runtime import PATIENCE, get_logger
+from megatron_most.runtime import EXIT_STOPPED, PATIENCE, get_logger
 from megatron_most.train.metrics import Metrics
 from megatron_most.train.schedule import learning_rate
 from megatron_most.train.skips import Dealing, give_up
 from megatron_most.train.state import RunState
-from megatron_most.train.stop import EXIT_STOPPED, StopRequest
+from megatron_most.train.stop import StopRequest
 from megatron_most.train.validation import Validation
 
 _log = get_logger(__name__)

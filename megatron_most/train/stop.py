@@ -9,9 +9,6 @@ from pathlib import Path
 
 from megatron_most.runtime import hear_signals, heard_signal
 
-EXIT_STOPPED = 75
-"""The process's code when it stopped on request with all saved: start the same command again to go on."""
-
 
 class StopRequest:
     """Asked on every rank by itself; the ranks then agree."""

@@ -204,6 +204,25 @@ def test_a_claim_of_another_machine_stands_while_its_heart_beats(
             heart.join()
 
 
+@pytest.mark.parametrize(("restart", "is_taken"), [(0, True), (1, False)])
+def test_a_requeued_job_takes_over_from_its_earlier_start_though_that_one_lives(
+    tmp_path: Path, restart: int, is_taken: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On a node that was cut off it lives on, heartbeat and all."""
+    monkeypatch.setenv("SLURM_CLUSTER_NAME", "c")
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    monkeypatch.setenv("SLURM_RESTART_COUNT", "1")
+    own = {**claims.this_process(), "job": "c 7", "restart": restart}  # alive by any look
+    (tmp_path / ".claim-000003").write_text(json.dumps(own))
+    if not is_taken:
+        with pytest.raises(DataError, match="is writing here"), claim(tmp_path):
+            pass
+        return
+    with claim(tmp_path) as taken:
+        assert taken.number == 4
+        assert json.loads((tmp_path / ".claim-000004").read_text())["restart"] == 1
+
+
 def test_of_many_that_race_for_a_dead_claim_exactly_one_gets_it(tmp_path: Path) -> None:
     (tmp_path / ".claim-000001").write_text("{torn")
     claims_taken, refused = tmp_path / "taken", tmp_path / "refused"

@@ -1,0 +1,312 @@
+# shellcheck shell=bash
+# What the launchers share; sourced by them, never run. The only place that starts ranks.
+#
+# A phase goes: begin (an attempt is opened, what cannot run is refused) -> preflight (a process a node) -> ranks ->
+# end (done, requeue or stop, with the reason). What has to be thought about is in tools/job.py; here processes are
+# started, signals passed on, and Slurm is told. docs/hpc.md is the guide.
+
+set -u -o pipefail
+
+root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
+words=() dry=0 asked=0 cancelled=0 srun_pid='' attempt=''
+
+say() { printf '%s launch: %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
+die() {
+    say "ERROR: $*"
+    exit 2
+}
+need() { # NAME WHAT: a variable that must be set
+    [ -n "${!1:-}" ] || die "$1 is not set: it says $2. Set it in $cluster_env (launch/cluster.env.example shows how)"
+}
+quoted() { # a command as one can type it
+    local line
+    printf -v line '%q ' "$@"
+    printf '%s\n' "${line% }"
+}
+
+cluster_env=${MOST_CLUSTER_ENV:-$root/launch/cluster.env}
+if [ -r "$cluster_env" ]; then
+    # shellcheck source=/dev/null
+    . "$cluster_env"
+elif [ -n "${MOST_CLUSTER_ENV:-}" ]; then
+    die "MOST_CLUSTER_ENV=$MOST_CLUSTER_ENV: no such file, or it cannot be read"
+fi
+
+runs=${MOST_RUNS:-$root/runs}
+# shellcheck disable=SC2034  # the launchers use them
+stage1=${MOST_STAGE1_RECIPE:-stage1-asr-tts} stage2=${MOST_STAGE2_RECIPE:-stage2-instruct}
+export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} PYTHONUNBUFFERED=1 SLURM_EXPORT_ENV=ALL
+export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$root/.cache/torch_extensions}
+export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$root/.cache/triton}
+PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+export PYTHONPATH
+
+# How python is called: here (`python`), and by srun (`step_options`, then `step_python`).
+step_options=()
+case ${MOST_CONTAINER:-none} in
+    none)
+        python=("${MOST_PYTHON:-$root/.venv/bin/python}")
+        step_python=("${python[@]}")
+        ;;
+    apptainer)
+        need MOST_IMAGE "which image file Apptainer runs"
+        python=(apptainer exec --nv --bind "$root${MOST_MOUNTS:+,$MOST_MOUNTS}" "$MOST_IMAGE" "${MOST_PYTHON:-python3}")
+        step_python=("${python[@]}")
+        ;;
+    pyxis)
+        need MOST_IMAGE "which image Pyxis runs"
+        step_options=(--container-image="$MOST_IMAGE" --container-mounts="$root:$root${MOST_MOUNTS:+,$MOST_MOUNTS}")
+        step_python=("${MOST_PYTHON:-python3}")
+        python=(srun --overlap --nodes=1 --ntasks=1 "${step_options[@]}" "${step_python[@]}")
+        ;;
+    *) die "MOST_CONTAINER=$MOST_CONTAINER: not one of none, apptainer, pyxis" ;;
+esac
+read -r -a more_options <<< "${MOST_SRUN_OPTIONS:-}"
+
+job() { "${python[@]}" "$root/tools/job.py" "$@"; }
+
+# --- processes on nodes ---
+
+# Ranks see all cores of their node: binding one task to one core would starve its data threads. Where one fails, the
+# others end by themselves within seconds, and Slurm is left out of it for a minute: a signal that a busy node does not
+# confirm in time is sent again a minute later, and then hits the step of the same number of the requeued job.
+srun_line() { # one task for each rank | one for each node; sets the array `line`
+    line=(srun --kill-on-bad-exit=0 --cpu-bind=none --nodes="$nodes")
+    if [ "$1" = ranks ]; then
+        line+=(--ntasks="$ranks" --ntasks-per-node="$per_node" --wait="${MOST_GRACE_S:-60}")
+    else
+        line+=(--ntasks="$nodes" --ntasks-per-node=1)
+    fi
+    if [ -n "${SLURM_CPUS_PER_TASK:-}" ]; then line+=(--cpus-per-task="$SLURM_CPUS_PER_TASK"); fi
+    line+=("${more_options[@]}" "${step_options[@]}")
+}
+
+run_ranks() { # LOG CODES COMMAND...: all ranks, in the background
+    local log=$1 codes=$2
+    shift 2
+    srun_line ranks
+    "${line[@]}" bash "$root/launch/rank.sh" "$codes" "$@" >> "$log" 2>&1 &
+    srun_pid=$!
+}
+
+# Where only the network between two nodes is cut, srun is not told that its tasks are gone and waits for ever. Slurm
+# itself knows: the job has no step any more. A controller that is away says nothing, and nothing is concluded.
+watch_step() { # PID FLAG
+    local seen=0 gone=0 steps
+    while sleep "${MOST_WATCH_S:-10}" && kill -0 "$1" 2>/dev/null; do
+        steps=$(squeue -h -s -j "$SLURM_JOB_ID" -o %i 2>/dev/null) || continue
+        if grep -Eq "^$SLURM_JOB_ID\.[0-9]+$" <<< "$steps"; then
+            seen=1 gone=0
+        elif ((seen && ++gone >= 3)); then
+            say "srun waits for a step that Slurm does not know any more (it knows: ${steps//$'\n'/ }); ending it"
+            : > "$2"
+            kill -KILL "$1"
+            return
+        fi
+    done
+}
+
+wait_for() { # PID -> its code; `wait` also returns at every signal that is trapped
+    local code
+    while :; do
+        wait "$1"
+        code=$?
+        kill -0 "$1" 2>/dev/null || return "$code"
+    done
+}
+
+on_usr1() {
+    asked=1
+    say "the time limit is near: asking the run to save and stop"
+    # By a file too, for ranks that are still starting: they ignore the signal.
+    [ -z "$attempt" ] || job ask --attempt "$attempt"
+    [ -z "$srun_pid" ] || kill -USR1 "$srun_pid" 2>/dev/null
+}
+on_term() {
+    cancelled=1
+    say "Slurm ends this job"
+}
+
+# --- the job itself ---
+
+facts_of_job() {
+    nodes=${SLURM_JOB_NUM_NODES:-$1}
+    per_node=${SLURM_NTASKS_PER_NODE:-$2}
+    per_node=${per_node%%(*}
+    ranks=$((nodes * per_node))
+    gpus=${SLURM_GPUS_ON_NODE:-0}
+    job_id=${SLURM_JOB_ID:-0}
+    restart=${SLURM_RESTART_COUNT:-0}
+    nodelist=${SLURM_JOB_NODELIST:-NODES}
+    port=${MASTER_PORT:-$((29500 + job_id % 2000))}
+}
+
+requeue() { # [NODES]: again, without these; nothing after it may matter
+    local left=${1:-} before
+    trap '' TERM # Slurm now ends this script, and scontrol with it, unless both ignore that
+    before=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/.*ExcNodeList=\([^ ]*\).*/\1/p')
+    scontrol requeue "$SLURM_JOB_ID" || die "Slurm does not requeue this job (see above); submit it again to go on"
+    if [ -n "$left" ]; then
+        if [ -n "$before" ] && [ "$before" != '(null)' ]; then left=$before,$left; fi
+        scontrol update JobId="$SLURM_JOB_ID" ExcNodeList="$left" || say "ERROR: the bad nodes could not be excluded"
+    fi
+    exit 0
+}
+
+act_on() { # "ok ..." | "leave NODES"
+    case $1 in
+        ok*) return ;;
+        leave*) say "again without ${1#leave }" && requeue "${1#leave }" ;;
+        *) exit 2 ;;
+    esac
+}
+
+preflight() { # ARGS of the recipe
+    local found=$attempt/preflight.facts since answer smi='' step options=()
+    if [ "$gpus" -gt 0 ] && { [ -n "${MOST_NVIDIA_SMI:-}" ] || [ "$on_cpu" = 0 ]; }; then
+        smi=${MOST_NVIDIA_SMI:-nvidia-smi}
+    fi
+    [ -z "${MOST_FREE_GB:-}" ] || options+=(--free-gb "$MOST_FREE_GB")
+    [ -z "$smi" ] || options+=(--gpus "$gpus")
+    step=$(sed -n 's/.*"step": \([0-9]*\).*/\1/p' "$attempt/begin.json")
+    since=$(date +%s.%N)
+    srun_line nodes
+    timeout --kill-after=10 "${MOST_PREFLIGHT_S:-300}" "${line[@]}" "${step_python[@]}" \
+        "$root/tools/job.py" facts --attempt "$attempt" --step "$step" --port "$port" --nvidia-smi "$smi" -- "$@" \
+        > "$found" 2> "$attempt/preflight.log" || cat "$attempt/preflight.log" >&2
+    ((cancelled == 0)) || return # nodes were cut short: nothing they have not said is their fault
+    answer=$(job preflight --attempt "$attempt" --found "$found" --nodes "$nodelist" --ranks "$ranks" \
+        --since "$since" --skew "${MOST_SKEW_S:-5}" "${options[@]}" -- "$@") || exit 2
+    act_on "$answer"
+    [ "${answer#ok }" = "$port" ] || say "port $port is taken on the first node; ranks meet at ${answer#ok }"
+    export MASTER_PORT=${answer#ok }
+    if ((nodes > 1)) && [ -n "${MOST_LINK_FLOOR_GBPS:-}" ]; then
+        : > "$attempt/links.jsonl"
+        srun_line ranks
+        timeout --kill-after=10 "${MOST_LINKS_S:-600}" "${line[@]}" "${step_python[@]}" "$root/tools/job.py" links \
+            --megabytes "${MOST_LINK_MB:-64}" -- "$@" > "$attempt/links.jsonl" 2> "$attempt/links.log" ||
+            tail -n 20 "$attempt/links.log" >&2
+        answer=$(job judge-links --attempt "$attempt" --found "$attempt/links.jsonl" --nodes "$nodelist" \
+            --floor "$MOST_LINK_FLOOR_GBPS" -- "$@") || exit 2
+        act_on "$answer"
+    fi
+}
+
+train() { # ARGS of the recipe
+    local code options=() answer watcher command
+    command=("${step_python[@]}" "$root/tools/train.py" "$@")
+    if [ $dry = 1 ]; then
+        srun_line nodes
+        quoted "${line[@]}" "${step_python[@]}" "$root/tools/job.py" facts --attempt ATTEMPT --step STEP \
+            --port "$port" -- "$@"
+        srun_line ranks
+        quoted "${line[@]}" bash "$root/launch/rank.sh" ATTEMPT/codes "${command[@]}"
+        job plan --ranks "$ranks" -- "$@" >&2
+        exit
+    fi
+    trap on_usr1 USR1
+    trap on_term TERM
+    attempt=$(job begin --job "$job_id" --restart "$restart" --nodes "$nodelist" --ranks "$ranks" \
+        --running "$(squeue -h -t R,CG -o %A 2>/dev/null | tr '\n' ' ')" -- "$@")
+    code=$?
+    [ $code != 3 ] || exit 0
+    [ $code = 0 ] || exit 2
+    say "attempt ${attempt##*-} of job $job_id (restart $restart) on $nodelist: $ranks ranks; log: $attempt/log"
+    [ "${MOST_PREFLIGHT:-1}" = 0 ] || preflight "$@"
+    code=0
+    if ((asked + cancelled == 0)); then
+        run_ranks "$attempt/log" "$attempt/codes" "${command[@]}"
+        watch_step "$srun_pid" "$attempt/lost" &
+        watcher=$!
+        wait_for "$srun_pid"
+        code=$?
+        srun_pid=''
+        kill "$watcher" 2>/dev/null
+    fi
+    [ ! -e "$attempt/lost" ] || options+=(--lost)
+    ((asked == 0)) || options+=(--asked)
+    ((cancelled == 0)) || options+=(--cancelled)
+    answer=$(job end --attempt "$attempt" --srun "$code" "${options[@]}") || exit 2
+    case $answer in
+        requeue*) requeue ;;
+        done*) exit 0 ;;
+    esac
+    tail -n 20 "$attempt/log" >&2
+    exit "${answer##* }"
+}
+
+# --- a command that is one process ---
+
+take_dry_run() { # ARGS: all but --dry-run go to the array `words`
+    local word
+    words=()
+    for word in "$@"; do
+        if [ "$word" = --dry-run ]; then dry=1; else words+=("$word"); fi
+    done
+}
+
+run_one() { # SCRIPT ARGS...: in the batch script itself; told to end, it is, and goes on when it is started again
+    if [ $dry = 1 ]; then
+        quoted "${python[@]}" "$@"
+        exit
+    fi
+    [ -n "${SLURM_JOB_ID:-}" ] || die "this is a batch script: sbatch $0 ... ; --dry-run shows what it would run"
+    exec "${python[@]}" "$@"
+}
+
+# --- arguments of a phase ---
+
+given() { # FLAG WORDS...: whether the flag is among them
+    local flag=$1 word
+    shift
+    for word in "$@"; do
+        case $word in "$flag" | "$flag="*) return 0 ;; esac
+    done
+    return 1
+}
+
+datasets() { # TASK FLAG: adds --data.TASK.train and .valid of what lies in MOST_DATA to `args`
+    local at=$MOST_DATA/$1 set train=() valid=()
+    if [ -e "$at/train/dataset.json" ]; then
+        train=("$at/train")
+        [ ! -e "$at/valid/dataset.json" ] || valid=("$at/valid")
+    else
+        for set in "$at"/*/; do
+            [ -e "$set/dataset.json" ] || continue
+            case ${set%/} in *-dev | *-valid) valid+=("${set%/}") ;; *) train+=("${set%/}") ;; esac
+        done
+    fi
+    [ ${#train[@]} -gt 0 ] ||
+        die "no dataset of $1 in $at: MOST_DATA is the folder with one folder a task, as docs/data.md makes it"
+    args+=("--data.$1.train" "${train[@]}")
+    [ ${#valid[@]} = 0 ] || args+=("--data.$1.valid" "${valid[@]}")
+}
+
+phase() { # RECIPE "TASK ..." START ARGS...: a phase from its launcher's arguments
+    local recipe=$1 tasks=$2 start=$3 word args=()
+    shift 3
+    take_dry_run "$@"
+    if [ $dry = 0 ] && [ -z "${SLURM_JOB_ID:-}" ]; then
+        die "this is a batch script: sbatch $0 ... ; --dry-run shows what it would run"
+    fi
+    if ! given --config "${words[@]}"; then
+        args+=(--config "$recipe")
+        need MOST_DATA "where the datasets are, one folder a task"
+        for word in $tasks; do datasets "$word"; done
+        if [ -e "$MOST_DATA/tokenizer/token_map.json" ]; then
+            args+=(--tokens.backbone file --tokens.file "$MOST_DATA/tokenizer/token_map.json")
+        fi
+        if ! given --checkpoint.start-from "${words[@]}" && [ "$start" != none ]; then
+            args+=(--checkpoint.start-from "$start")
+        fi
+    fi
+    given --checkpoint.folder "${words[@]}" || given --config "${words[@]}" ||
+        args+=(--checkpoint.folder "$runs/{name}")
+    on_cpu=0
+    if given --device "${words[@]}"; then
+        case " ${words[*]} " in *' --device cpu '* | *' --device=cpu '*) on_cpu=1 ;; esac
+    else
+        args+=(--device gpu) # granted and not seen is an error, not a run on a CPU
+    fi
+    train "${args[@]}" "${words[@]}"
+}

@@ -1,0 +1,30 @@
+#!/bin/bash
+#SBATCH --job-name=stage2-instruct
+#SBATCH --nodes=6
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --exclusive
+#SBATCH --mem=0
+#SBATCH --signal=B:USR1@300
+#SBATCH --requeue
+#SBATCH --open-mode=append
+#SBATCH --output=%x-%j.log
+# Phase 2: instructions, spoken and written. sbatch [--nodes=N] launch/stage2_instruct.sh [--dry-run] [FIELDS]
+# It begins with phase 1's weights: of MOST_STAGE1, or else of runs/stage1-asr-tts, which must be done.
+script=$0 # in a job a copy in the spool: Slurm knows the real one
+if [ ! -e "$(dirname "$script")/common.sh" ]; then
+    script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
+    script=${script%%.sh *}
+    script=${script%.sh}.sh # its arguments follow
+fi
+# shellcheck source-path=SCRIPTDIR source=common.sh
+. "$(dirname "$script")/common.sh" || exit 2
+facts_of_job 6 8
+start=${MOST_STAGE1:-}
+if [ -z "$start" ] && ! given --config "$@" && ! given --checkpoint.start-from "$@"; then
+    start=$runs/$stage1
+    case " $* " in *" --dry-run "*) ;; *)
+        [ -e "$start/DONE" ] || die "$start is not done: finish phase 1, or name what to begin with as MOST_STAGE1" ;;
+    esac
+fi
+phase "$stage2" "speech-instruct text-instruct asr tts" "${start:-none}" "$@"

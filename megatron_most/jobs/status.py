@@ -1,0 +1,83 @@
+"""A run in a few lines: what Slurm says, how far it is, how long it will take, what went wrong last."""
+
+from __future__ import annotations
+
+import statistics
+from collections import deque
+from collections.abc import Mapping
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+from megatron_most.errors import MostError
+from megatron_most.jobs import book
+from megatron_most.runtime import json_lines, open_file
+
+_METRICS = "metrics.jsonl"
+_RECENT = 50
+
+
+def tell(run: Path, queue: str = "") -> str:
+    """`queue`: lines "JOB|STATE|TIME LEFT|REASON" of squeue, for jobs that it knows."""
+    attempts = book.read_book(run)
+    if not attempts and not (run / _METRICS).exists():
+        raise MostError(f"{run}: no run of a launcher, nor of tools/train.py; give a run's folder (checkpoint.folder)")
+    lines = [f"run      {run}", f"state    {_state(run, attempts, queue)}"]
+    lines += _progress(run)
+    if attempts:
+        last = attempts[-1]
+        where = f"job {last.begin['job']} on {last.begin['nodes']}"
+        lines.append(f"attempt  {last.number}, {where}; log {last.folder / 'log'}")
+    ends = [attempt for attempt in attempts if attempt.end and attempt.end["action"] != "done"]
+    if ends:
+        lines.append(f"last end attempt {ends[-1].number}: {_reason(ends[-1])}")
+    return "\n".join(lines)
+
+
+def _state(run: Path, attempts: list[book.Attempt], queue: str) -> str:
+    known = {line.split("|")[0]: line.split("|")[1:] for line in queue.splitlines() if "|" in line}
+    if (run / book.DONE).exists():
+        return "DONE"
+    if not attempts:
+        return "not under a launcher"
+    last = attempts[-1]
+    if said := known.get(last.begin["job"]):
+        state, left, reason = (said + ["", "", ""])[:3]
+        return f"{state}, {left} left of its time" if state == "RUNNING" else f"{state} ({reason})"
+    if last.end is None:
+        return "gone without a word: its node was lost, or Slurm was told to kill it"
+    return "requeued, and not in the queue any more" if last.end["action"] == "requeue" else "ended"
+
+
+def _progress(run: Path) -> list[str]:
+    steps, last, recent = 0, None, deque[float](maxlen=_RECENT)
+    if (run / _METRICS).exists():
+        with open_file(run / _METRICS) as file:
+            for _, line in json_lines(file):
+                steps = line.get("steps", steps)
+                if "seconds" in line:
+                    last = line
+                    recent.append(line["seconds"])
+    if last is None:
+        return ["step     none yet"]
+    done = last["step"] + 1
+    left = timedelta(seconds=round(statistics.median(recent) * max(steps - done, 0)))
+    lines = [f"step     {done} of {steps}, {book.newest_step(run)} saved; {left} to go at the pace of the last steps"]
+    if (share := last.get("effective")) is not None:
+        lines.append(f"ETTR     {share:.1%} of the time since the run began went into steps that count")
+    return lines
+
+
+def _reason(attempt: book.Attempt) -> str:
+    end: Mapping[str, Any] = attempt.end or {}
+    return f"{end.get('reason', '?')}{_last_words(attempt.folder / 'log') if end.get('code') == 2 else ''}"
+
+
+def _last_words(log: Path) -> str:
+    """The last line in a log that a command of ours ended with."""
+    try:
+        lines = log.read_text(errors="replace").splitlines()
+    except OSError:
+        return ""
+    said = [line for line in lines if line.startswith(("train.py", "job.py"))]
+    return f"\n         {said[-1]}" if said else ""

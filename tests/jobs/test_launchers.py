@@ -1,0 +1,171 @@
+"""The batch scripts without Slurm: what they would run, what they ask for, and that a shell reads them as meant."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPTS = sorted((ROOT / "launch").glob("*.sh"))
+TINY = ["--device", "cpu", "--train.steps", "3"]
+
+
+@pytest.fixture
+def place(tmp_path: Path) -> Path:
+    """A clone and data below a path with a space and a quote."""
+    folder = tmp_path / "it's a place"
+    folder.mkdir()
+    (folder / "clone").symlink_to(ROOT)
+    for task in ("asr", "tts", "text-lm", "speech-instruct", "text-instruct"):
+        for name in ("train", "valid") if task == "asr" else ("libri", "libri-dev"):
+            (folder / "sets" / task / name).mkdir(parents=True)
+            (folder / "sets" / task / name / "dataset.json").write_text("{}")
+    return folder
+
+
+def launch(place: Path, script: str, *words: str, **env: str) -> subprocess.CompletedProcess:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MOST_"))}
+    lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in env.items())
+    (place / "cluster.env").write_text(lines)
+    settings = {"MOST_CLUSTER_ENV": str(place / "cluster.env"), "PYTHONPATH": str(ROOT)}
+    command = ["bash", str(place / "clone" / "launch" / script), *words]
+    return subprocess.run(command, capture_output=True, text=True, cwd=place, env={**kept, **settings}, timeout=120)
+
+
+def usual(place: Path, **changes: str) -> dict[str, str]:
+    env = {"MOST_PYTHON": sys.executable, "MOST_DATA": f"{place}/sets", "MOST_BACKBONE": "none"}
+    return {**env, "MOST_STAGE1_RECIPE": "stage1-tiny", "MOST_STAGE2_RECIPE": "stage2-tiny", **changes}
+
+
+def commands(done: subprocess.CompletedProcess) -> list[list[str]]:
+    assert done.returncode == 0, done.stderr
+    return [shlex.split(line) for line in done.stdout.splitlines()]
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_finds_nothing(script: Path) -> None:
+    if shutil.which("shellcheck") is None:
+        pytest.skip("needs shellcheck: sudo apt install shellcheck")
+    done = subprocess.run(["shellcheck", "-x", script.name], cwd=script.parent, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout
+    assert all(len(line) <= 120 for line in script.read_text().splitlines())
+
+
+def test_without_options_phase_1_is_six_nodes_of_eight_ranks(place: Path) -> None:
+    facts, ranks = commands(launch(place, "stage1_asr_tts.sh", "--dry-run", *TINY, **usual(place)))
+    assert {"--nodes=6", "--ntasks=6", "--ntasks-per-node=1"} <= set(facts)
+    assert {"--nodes=6", "--ntasks=48", "--ntasks-per-node=8"} <= set(ranks)
+    assert ranks[-len(TINY) :] == TINY, "words of the user come last, so they win"
+
+
+def test_paths_with_spaces_and_quotes_arrive_whole(place: Path) -> None:
+    [_, ranks] = commands(launch(place, "stage1_asr_tts.sh", "--dry-run", *TINY, **usual(place)))
+    at = ranks.index("--data.asr.train")
+    assert ranks[at + 1 : at + 4] == [f"{place}/sets/asr/train", "--data.asr.valid", f"{place}/sets/asr/valid"]
+    at = ranks.index("--data.tts.train")
+    assert ranks[at + 1 : at + 4] == [f"{place}/sets/tts/libri", "--data.tts.valid", f"{place}/sets/tts/libri-dev"]
+    assert f"{place}/clone/tools/train.py" in ranks
+
+
+def test_phase_2_begins_with_phase_1_and_a_recipe_of_the_user_is_in_charge_of_all(place: Path) -> None:
+    runs = f"{place}/runs"
+    [_, ranks] = commands(launch(place, "stage2_instruct.sh", "--dry-run", *TINY, **usual(place, MOST_RUNS=runs)))
+    assert ranks[ranks.index("--checkpoint.start-from") + 1] == f"{runs}/stage1-tiny"
+    [_, ranks] = commands(launch(place, "stage2_instruct.sh", "--dry-run", "--config", "most-tiny", "--device", "cpu",
+                                 MOST_PYTHON=sys.executable))  # fmt: skip
+    assert ranks[-4:] == ["--config", "most-tiny", "--device", "cpu"] and "--data.asr.train" not in ranks
+
+
+def test_gpus_are_asked_for_unless_the_user_names_a_device(place: Path) -> None:
+    [_, ranks] = commands(launch(place, "stage1_asr_tts.sh", "--dry-run", **usual(place)))
+    assert ranks[-2:] == ["--device", "gpu"]
+
+
+@pytest.mark.parametrize(
+    ("script", "missing", "words"),
+    [
+        ("stage1_asr_tts.sh", "MOST_DATA", "where the datasets are"),
+        ("stage1_asr_tts.sh", "MOST_BACKBONE", "the checkpoint to begin with, made by launch/convert.sh"),
+        ("stage2_instruct.sh", "MOST_DATA", "where the datasets are"),
+        ("convert.sh", "MOST_HF_MODEL", "the folder of the Hugging Face model"),
+    ],
+)
+def test_a_variable_that_is_not_set_is_named_with_where_to_set_it(
+    place: Path, script: str, missing: str, words: str
+) -> None:
+    env = {name: value for name, value in usual(place).items() if name != missing}
+    done = launch(place, script, "--dry-run", **env)
+    assert done.returncode == 2 and f"{missing} is not set: it says {words}" in done.stderr
+    assert f"{place}/cluster.env" in done.stderr and done.stdout == ""
+
+
+def test_a_layout_that_does_not_fit_is_refused_before_the_queue(place: Path) -> None:
+    done = launch(place, "stage1_asr_tts.sh", "--dry-run", *TINY, "--layout.tensor", "7", **usual(place))
+    assert done.returncode == 2 and "layout.tensor" in done.stderr
+
+
+def test_outside_of_slurm_a_batch_script_says_how_to_submit_it(place: Path) -> None:
+    done = launch(place, "stage1_asr_tts.sh", *TINY, **usual(place))
+    assert done.returncode == 2 and "sbatch " in done.stderr and "--dry-run" in done.stderr
+
+
+def test_data_that_is_not_there_is_told_with_the_place(place: Path) -> None:
+    shutil.rmtree(place / "sets" / "tts")
+    done = launch(place, "stage1_asr_tts.sh", "--dry-run", *TINY, **usual(place))
+    assert done.returncode == 2 and f"no dataset of tts in {place}/sets/tts" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("kind", "words"),
+    [
+        ("apptainer", ["apptainer", "exec", "--nv", "--bind", "ROOT,/scratch:/scratch", "/images/most.sif", "python3"]),
+        ("pyxis", ["--container-image=/images/most.sif", "--container-mounts=ROOT:ROOT,/scratch:/scratch"]),
+    ],
+)
+def test_ranks_run_in_a_container_by_configuration(place: Path, kind: str, words: list[str]) -> None:
+    """What is asked of python on the spot goes to a program of that name, which does what it is for: nothing."""
+    for name in ("apptainer", "srun"):
+        (place / name).write_text("#!/bin/bash\nexit 0\n")
+        (place / name).chmod(0o755)
+    env = usual(place, MOST_CONTAINER=kind, MOST_IMAGE="/images/most.sif", MOST_MOUNTS="/scratch:/scratch")
+    del env["MOST_PYTHON"]
+    done = launch(place, "stage1_asr_tts.sh", "--dry-run", *TINY, **env, PATH=f"{place}:{os.environ['PATH']}")
+    [_, ranks] = commands(done)
+    root = str(place / "clone")
+    assert set(word.replace("ROOT", root) for word in words) <= set(ranks)
+    missing = launch(place, "stage1_asr_tts.sh", "--dry-run", *TINY, **{**env, "MOST_IMAGE": ""})
+    assert missing.returncode == 2 and "MOST_IMAGE is not set" in missing.stderr
+
+
+def test_shards_become_an_array_and_a_merge_behind_it(place: Path) -> None:
+    """sbatch is a program that writes down how it was called."""
+    (place / "sbatch").write_text(
+        f'#!/bin/bash\nprintf "%q " "$@" >> "{place}/called"; echo >> "{place}/called"; echo 77\n'
+    )
+    (place / "sbatch").chmod(0o755)
+    words = ["--partition=cpu", "--", "build", "--task", "asr", "--out", f"{place}/sets/asr/big"]
+    done = launch(place, "prepare_data.sh", "submit", "64", *words, PATH=f"{place}:{os.environ['PATH']}")
+    assert done.stdout == "77 build\n77 merge\n", done.stderr
+    array, merge = (shlex.split(line) for line in (place / "called").read_text().splitlines())
+    script = f"{place}/clone/launch/prepare_data.sh"
+    assert array == ["--parsable", "--array=0-63", "--partition=cpu", script, *words[2:]]
+    assert merge[1:4] == ["--dependency=afterok:77", "--kill-on-invalid-dep=yes", "--partition=cpu"]
+    assert merge[4:] == [script, "merge", "--dataset", f"{place}/sets/asr/big", "--out", f"{place}/sets/asr/big-whole"]
+    wrong = launch(place, "prepare_data.sh", "submit", "64", "--", "stats")
+    assert wrong.returncode == 2 and "only units and build have shards, not stats" in wrong.stderr
+
+
+def test_a_rank_leaves_its_code_and_a_wished_stop_is_no_failure(tmp_path: Path) -> None:
+    def rank(number: int, code: int) -> int:
+        env = {**os.environ, "SLURM_PROCID": str(number)}
+        command = ["bash", str(ROOT / "launch" / "rank.sh"), str(tmp_path), "bash", "-c", f"exit {code}"]
+        return subprocess.run(command, env=env).returncode
+
+    assert [rank(0, 75), rank(1, 75), rank(2, 1), rank(3, 2)] == [0, 0, 1, 2]
+    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"0": "75\n", "3": "2\n"}

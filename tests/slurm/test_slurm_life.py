@@ -1,0 +1,147 @@
+"""The life of a phase under Slurm: a chain to its end, and on through kills, lost nodes, signals and cut cables."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+
+import pytest
+
+from tests.slurm import harm
+from tests.slurm.jobs import EVERY, ROOT, SMALL, Bench, python_that
+
+TWO = ("--nodes=2", "--ntasks-per-node=1")
+CLOSE = {"rel": 1e-4}  # fp32, sums in another order
+
+
+@pytest.mark.ci
+def test_two_phases_in_a_chain_are_done_with_the_losses_of_one_process(bench: Bench) -> None:
+    words = ["--nodes=2", "--ntasks-per-node=2", "--", *SMALL, "--train.steps", "10"]
+    said = bench.on_head("bash", str(ROOT / "launch" / "pipeline.sh"), *words)
+    jobs = {stage: job for job, stage in (line.split() for line in said.splitlines())}
+    bench.note(*jobs.values())
+    bench.box.await_state(jobs["stage2"], "COMPLETED", seconds=290)
+    for name in ("stage1-tiny", "stage2-tiny"):
+        bench.run = bench.runs / name
+        assert bench.done() == {**bench.done(), "attempt": 1, "step": 10}
+        found = bench.losses()
+        assert found[9] < found[0]
+        assert found == pytest.approx(bench.losses_of_one_process(), **CLOSE)
+    assert bench.done()["job"] == jobs["stage2"]
+    status = bench.on_head("bash", str(ROOT / "launch" / "status.sh"), str(bench.run))
+    assert "DONE" in status and "10 of 10, 10 saved" in status
+
+
+@pytest.mark.ci
+def test_a_killed_rank_costs_at_most_the_steps_since_the_last_save(bench: Bench) -> None:
+    job = bench.submit(*TWO, steps=30)
+    bench.await_saved(EVERY)
+    node = harm.kill_rank(job, 1)
+    since = time.monotonic()
+    bench.box.wait((bench.attempt(1) / "end.json").exists, 90, "the attempt's end")
+    assert time.monotonic() - since < 60, f"the ranks end in seconds, after one on {node} was killed"
+    assert bench.end(1)["action"] == "requeue" and "rank 1 was killed by signal 9" in bench.end(1)["reason"]
+    last = bench.step()
+    bench.box.await_state(job, "COMPLETED", seconds=280)
+    assert bench.done()["attempt"] >= 2
+    assert last - EVERY <= bench.begin(2)["step"] <= last
+    assert bench.losses() == pytest.approx(bench.losses_of_one_process(), **CLOSE)
+
+
+@pytest.mark.ci
+def test_a_node_that_loses_power_is_left_and_the_run_goes_on(bench: Bench) -> None:
+    job = bench.submit(*TWO, steps=30)
+    bench.await_saved(EVERY)
+    lost = harm.processes_of(job, "tools/train.py")[1][1]
+    harm.power_off(bench.box, lost)
+    bench.await_attempt(2)
+    assert not (bench.attempt(1) / "end.json").exists(), "the batch script is killed where a node is lost"
+    assert lost not in bench.box.job(job)["NodeList"]
+    bench.box.await_state(job, "COMPLETED", seconds=280)
+    assert bench.begin(2)["restart"] == 1 and bench.done()["attempt"] >= 2
+    assert bench.losses() == pytest.approx(bench.losses_of_one_process(), **CLOSE)
+
+
+@pytest.mark.ci
+def test_an_older_attempt_on_a_node_that_was_cut_off_publishes_nothing_more(bench: Bench) -> None:
+    """It has no peers to miss, so it trains on, and can reach the run's folder."""
+    job = bench.submit("--nodes=1", "--ntasks-per-node=1", "--exclude=n3", steps=100_000)
+    bench.await_saved(EVERY)
+    [(process, node)] = harm.processes_of(job, "tools/train.py").values()
+    harm.cut(bench.box, node)
+    bench.await_attempt(2)
+    assert os.path.exists(f"/proc/{process}"), "the older attempt lives on"
+    assert bench.begin(2)["step"] > EVERY, "and has gone on saving meanwhile"
+    log = bench.attempt(1) / "log"
+    bench.box.wait(lambda: "taken this folder over" in log.read_text(), 180, "the older attempt being told")
+    bench.await_saved(bench.begin(2)["step"] + 2 * EVERY)
+    bench.box.wait(lambda: "attempt 2 has begun, so attempt 1 is over" in bench.said(job), 60, "its batch script")
+    manifests = sorted((bench.run / "checkpoints").glob("step-*/manifest.json"))
+    by_step = [json.loads(path.read_text())["attempt"] for path in manifests]
+    assert by_step == sorted(by_step) and by_step[0] < by_step[-1], "each is of one attempt, and none older follows"
+    assert not (bench.attempt(1) / "end.json").exists() and not (bench.run / "DONE").exists()
+    bench.box.on("head", "scancel", job)
+    bench.box.wait(lambda: bench.box.state(job) == "CANCELLED", 60, "the job being cancelled")
+    bench.box.wait((bench.attempt(2) / "end.json").exists, 60, "the end of attempt 2")
+    assert bench.end(2)["action"] == "stop" and bench.end(2)["step"] == bench.saved()
+    bench.losses()  # each step once, in order
+
+
+def test_a_signal_before_the_time_limit_saves_and_requeues(bench: Bench) -> None:
+    job = bench.submit(*TWO, steps=40)
+    bench.await_saved(EVERY)
+    harm.signal_before_time_limit(bench.box, job)
+    bench.await_attempt(2)
+    assert bench.end(1) == {**bench.end(1), "action": "requeue", "reason": bench.end(1)["reason"]}
+    assert "the time limit is near" in bench.end(1)["reason"]
+    assert bench.begin(2)["step"] == bench.end(1)["step"], "no step is taken twice"
+    assert not (bench.run / "stop").exists()
+    bench.box.await_state(job, "COMPLETED", seconds=280)
+    assert bench.losses() == pytest.approx(bench.losses_of_one_process(), **CLOSE)
+
+
+def test_a_cut_between_two_nodes_that_srun_does_not_see_ends_in_a_requeue(bench: Bench) -> None:
+    job = bench.submit(*TWO, steps=100_000, fields=("--train.hang-after-s", "8"))
+    bench.await_saved(EVERY)
+    one, other = (node for _, node in harm.processes_of(job, "tools/train.py").values())
+    harm.cut_between(bench.box, one, other)
+    bench.box.wait((bench.attempt(1) / "end.json").exists, 150, "the attempt's end")
+    assert bench.end(1)["action"] == "requeue"
+    assert (bench.attempt(1) / "lost").exists(), "srun was ended by the watchdog"
+    harm.heal(bench.box)
+    bench.await_saved(bench.end(1)["step"] + EVERY)
+
+
+def test_a_job_that_saves_nothing_twice_stops_and_says_so(bench: Bench) -> None:
+    broken = python_that(bench.folder, 'case $1 in */train.py) echo "no luck" >&2; exit 1 ;; esac')
+    bench.write_env(MOST_PYTHON=broken)
+    job = bench.submit(*TWO)
+    bench.box.await_state(job, "FAILED", seconds=120)
+    assert [bench.end(number)["action"] for number in (1, 2)] == ["requeue", "stop"]
+    assert "2 attempts in a row have saved nothing beyond step 0" in bench.end(2)["reason"]
+    assert "2 attempts in a row" in bench.said(job) and "no luck" in bench.said(job)
+
+
+def test_a_phase_that_fails_cancels_what_depends_on_it(bench: Bench) -> None:
+    words = ["--nodes=1", "--ntasks-per-node=1", "--", *SMALL, "--layout.tensor", "7"]
+    said = bench.on_head("bash", str(ROOT / "launch" / "pipeline.sh"), *words)
+    first, second = (line.split()[0] for line in said.splitlines())
+    bench.note(first, second)
+    bench.box.await_state(first, "FAILED", seconds=60)
+    bench.box.await_state(second, "CANCELLED", seconds=30)
+    assert "layout.tensor" in bench.said(first), "refused by the field's name, before any rank started"
+    assert not bench.run.exists()
+
+
+def test_a_run_goes_on_upon_one_node_and_upon_two_again(bench: Bench) -> None:
+    for number, nodes in enumerate((2, 1, 2), 1):
+        job = bench.submit(f"--nodes={nodes}", "--ntasks-per-node=1", steps=36)
+        if number == 3:
+            break
+        bench.await_saved(12 * number)
+        bench.box.on("head", "scancel", job)
+        bench.box.wait((bench.attempt(number) / "end.json").exists, 60, "the attempt's end")
+        assert bench.end(number)["step"] == bench.saved() < 36
+    bench.box.await_state(job, "COMPLETED", seconds=280)
+    assert bench.losses() == pytest.approx(bench.losses_of_one_process(), **CLOSE)
