@@ -88,7 +88,7 @@ class ImportOptions:
     """Of groups given here: what masked_softmax multiplies a group's weights by. measured: the base's mean in-group
     mass on the text, so that training begins near the base; 1: as from scratch."""
     text: Path | None = None
-    """What is measured on: lines of UTF-8, a thousand tokens of them are read; not set = a page that comes along."""
+    """What is measured on: lines of UTF-8, some 500 tokens of them are read; not set = a page that comes along."""
     tokenizer: Path | None = None
     """For the text; not set = tokenizer.json of the folder."""
     gate: bool = True

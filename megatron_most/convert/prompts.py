@@ -133,11 +133,11 @@ def random_prompts(
 
 
 def calibration_prompts(text: Path | None, tokenizer: Path, tokens: TokenMap) -> Prompts | None:
-    """What means are measured on: about a thousand tokens; None where no tokenizer is there."""
+    """What means are measured on: some 500 tokens; None where no tokenizer is there."""
     if (loaded := tokenizer_at(tokenizer)) is None:
         return None
     lines, source = read_lines(text or BUILT_IN), "a page of ours" if text is None else text.name
-    return text_prompts(lines, loaded, tokens, rows=8, length=128, source=source)
+    return text_prompts(lines, loaded, tokens, rows=4, length=128, source=source)
 
 
 def gate_prompts(plan: Plan, text: Path | None, tokenizer: Path | None, vocab: int) -> Prompts:

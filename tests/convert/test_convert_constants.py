@@ -60,7 +60,7 @@ def test_they_are_the_mean_in_group_mass_of_the_base_models_own_routers(tmp_path
     options = {"groups": GROUPS, "constant": "measured", "text": text(tmp_path / "text.txt"), "gate": True}
     ours = open_ours(apart(lambda: into_ours(hf, tmp_path / "ours", **options)))
     prompts = calibration_prompts(tmp_path / "text.txt", hf, ours.tokens)
-    assert prompts is not None and prompts.ids_BS.shape == (8, 128) and (prompts.tags_BS == TEXT).all()
+    assert prompts is not None and prompts.ids_BS.shape == (4, 128) and (prompts.tags_BS == TEXT).all()
     routers = their_routers(hf, prompts)
     assert sorted(routers) == [1, 2, 3]
     about = ours.source["constants"]
@@ -72,7 +72,7 @@ def test_they_are_the_mean_in_group_mass_of_the_base_models_own_routers(tmp_path
         assert found.tolist() == pytest.approx(about["layers"][str(layer)])
         assert found[0] < 0.95 and found.sum() == pytest.approx(1.0, abs=1e-5)  # both groups on text, for want of units
     assert about["measured_on"] == "text.txt" and about["sha256"] == prompts.sha256
-    assert about["tokens"] == {"text": 1024, "audio": 0} and about["groups"] == ["text", "audio"]
+    assert about["tokens"] == {"text": 512, "audio": 0} and about["groups"] == ["text", "audio"]
 
 
 def test_usage_tells_kinds_apart_by_row_and_in_mixed_rows_by_tag(tmp_path: Path) -> None:
@@ -174,7 +174,7 @@ def test_an_import_that_is_there_is_not_measured_again_and_one_of_another_text_i
             prepare_import(
                 hf, tmp_path / "ours", ImportOptions(groups=GROUPS, gate=False, text=text(tmp_path / name, n))
             )
-            for name, n in (("a.txt", 60), ("b.txt", 20))
+            for name, n in (("a.txt", 60), ("b.txt", 5))
         )
         assert run_import(first, tmp_path / "ours")
         import_checks.measure_usage = None  # type: ignore[assignment]

@@ -45,7 +45,7 @@ def test_the_commands_of_the_guide_run_in_their_order(tmp_path: Path, monkeypatc
     assert made == named and {words[0] for words in commands} == {"import", "export", "reshard", "inspect", "verify"}
     constants = {name: open_ours(f"checkpoints/{name}").source.get("constants") for name in ("most", "own", "ones")}
     assert constants["ones"] is None and constants["own"]["measured_on"] == "sample.txt"
-    assert constants["most"]["measured_on"] == "a page of ours" and constants["most"]["tokens"]["text"] == 1024
+    assert constants["most"]["measured_on"] == "a page of ours" and constants["most"]["tokens"]["text"] == 512
 
 
 def test_every_option_that_the_guide_names_exists() -> None:
