@@ -53,7 +53,7 @@ def _progress(run: Path) -> list[str]:
     steps, last, recent = 0, None, deque[float](maxlen=_RECENT)
     if (run / _METRICS).exists():
         with open_file(run / _METRICS) as file:
-            for _, line in json_lines(file):
+            for _, line in json_lines(file, run / _METRICS):
                 steps = line.get("steps", steps)
                 if "seconds" in line:
                     last = line
