@@ -78,7 +78,7 @@ def test_ranks_meet_at_another_port_where_theirs_is_taken(bench: Bench) -> None:
     job = bench.submit("--hold", "--nodelist=n1,n2", *TWO, steps=2)
     port = 29500 + int(job) % 2000
     listen = f"import socket,time; s=socket.socket(); s.bind(('', {port})); s.listen(); time.sleep(600)"
-    command = [*bench.box._enter("n1"), bench.env["MOST_PYTHON"], "-c", listen]
+    command = [*bench.box.enter("n1"), bench.env["MOST_PYTHON"], "-c", listen]
     with subprocess.Popen(["setpriv", "--pdeathsig", "KILL", *command]) as taken:
         try:
             time.sleep(1)
