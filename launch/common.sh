@@ -226,7 +226,10 @@ train() { # ARGS of the recipe
     [ ! -e "$attempt/lost" ] || options+=(--lost)
     ((asked == 0)) || options+=(--asked)
     ((cancelled == 0)) || options+=(--cancelled)
-    answer=$(job end --attempt "$attempt" --srun "$code" "${options[@]}") || exit 2
+    answer=$(job end --attempt "$attempt" --srun "$code" "${options[@]}") || {
+        tail -n 20 "$attempt/log" >&2
+        exit 2
+    }
     case $answer in
         requeue*) requeue ;;
         done*) exit 0 ;;

@@ -7,8 +7,8 @@ trap : TERM  # the rank saves and leaves; this shell waits for its code
 "$@"
 code=$?
 case $code in
-    0 | 1 | 75) [ "$SLURM_PROCID" != 0 ] || echo $code > "$codes/0" ;;
-    *) echo $code > "$codes/$SLURM_PROCID" ;;
+    0 | 1 | 75) [ "$SLURM_PROCID" != 0 ] || : > "$codes/0.$code" ;;
+    *) : > "$codes/$SLURM_PROCID.$code" ;; # by name: on a full disk a file can be made and not be filled
 esac
 [ $code != 75 ] || code=0 # stopped on request: nothing that should end the other tasks
 exit $code

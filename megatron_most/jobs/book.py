@@ -1,6 +1,6 @@
 """The attempts of a run under Slurm, one numbered folder each; and whether they get anywhere.
 
-    RUN/slurm/attempt-0003/   begin.json  end.json  log  codes/RANK  preflight.facts
+    RUN/slurm/attempt-0003/   begin.json  end.json  log  codes/RANK.CODE  preflight.facts
     RUN/DONE                  all steps are taken and saved
 
 An attempt is there by the making of its folder, so two can never be the same, and the highest number owns the run: an

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 import time
 from collections.abc import Sequence
@@ -27,6 +28,7 @@ from megatron_most.jobs.verdict import MOST_FRUITLESS, Outcome, decide
 from megatron_most.runtime import expand_nodelist, find_device, find_launch, process_group
 
 _BYTES_A_NUMBER = 12  # weight and two moments in float32
+_CODE = re.compile(r"(\d+)\.(\d+)")  # what rank.sh leaves: RANK.CODE
 _TURNS = 3  # how often a job may leave bad nodes behind
 
 
@@ -176,9 +178,9 @@ def _end(options: argparse.Namespace) -> int:
     """Prints `done`, `requeue` or `stop`, then the code to leave with; code 2 where a newer attempt owns the run."""
     run, attempt = _run_of(Path(options.attempt))
     book.require_newest(run, attempt)
-    told = [path for path in (attempt.folder / "codes").iterdir() if path.name.isdecimal()]
+    told = [name.groups() for path in (attempt.folder / "codes").iterdir() if (name := _CODE.fullmatch(path.name))]
     outcome = Outcome(
-        codes={int(path.name): int(path.read_text()) for path in told},
+        codes={int(rank): int(code) for rank, code in told},
         srun=options.srun,
         asked=options.asked,
         cancelled=options.cancelled,

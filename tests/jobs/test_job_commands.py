@@ -28,7 +28,7 @@ class Run:
 
     def end(self, attempt: str, codes: dict[int, int], srun: int, *flags: str) -> str:
         for rank, code in codes.items():
-            (Path(attempt) / "codes" / str(rank)).write_text(f"{code}\n")
+            (Path(attempt) / "codes" / f"{rank}.{code}").touch()
         run_job(["end", "--attempt", attempt, "--srun", str(srun), *flags])
         return self._capsys.readouterr().out.strip()
 

@@ -74,7 +74,7 @@ def gradients_of(engine: PlainEngine | ZeroEngine) -> Iterator[torch.Tensor | No
         yield weight.grad
         yield getattr(weight, "grad_accum", None)
     if isinstance(engine, PlainEngine):
-        yield from (master.grad for master in engine.masters)
+        yield from (master.grad for master in engine.whole.masters)
         return
     optimizer = engine.engine.optimizer
     for name in ("averaged_gradients", "all_grad_tensors", "_preflattened_grad_partitions"):
@@ -113,7 +113,7 @@ def on_step(engine: Any, found: dict[str, int]) -> Any:
         weights = list(engine.model.parameters())
         sizes = {"weights": bytes_of((getattr(weight, "ds_tensor", weight) for weight in weights), known)}
         bytes_of(weights, known)  # ZeRO-3 has some of them whole for the while
-        inner = engine.optimizer if isinstance(engine, PlainEngine) else engine.engine.optimizer.optimizer
+        inner = engine.whole.optimizer if isinstance(engine, PlainEngine) else engine.engine.optimizer.optimizer
         masters = [weight for group in inner.param_groups for weight in group["params"]]
         if isinstance(engine, ZeroEngine):
             for kept in ("single_partition_of_fp32_groups", "fp32_partitioned_groups_flat"):
@@ -168,9 +168,9 @@ def most(ranks: Ranks) -> dict[str, tuple[float, float]]:
             batch = [pack_rows([halves] * 4, 256, plan.tokens)]
             engine.step(batch, 1e-3)
             live = LiveBytes()
-            live.know([*model.parameters(), *model.buffers(), *engine.masters])
-            live.know(x for named in engine.optimizer.state.values() for x in named.values())
-            live.know(w.grad for w in engine.masters if w.grad is not None and w not in set(engine.weights))
+            live.know([*model.parameters(), *model.buffers(), *engine.whole.masters])
+            live.know(x for named in engine.whole.optimizer.state.values() for x in named.values())
+            live.know(w.grad for w in engine.whole.masters if w.grad is not None and w not in set(engine.weights))
             with live:
                 engine.step(batch, 1e-3)
         said = memory_of(plan, held_by_stage(plan, tensors_of(plan)), reserve=0.0, imbalance=1.0, micro_batches=1)

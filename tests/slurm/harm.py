@@ -63,7 +63,7 @@ def cut_between(box: Sandbox, one: str, other: str) -> None:
 
 def heal(box: Sandbox) -> None:
     for node in box.names:
-        if (box.folder / "run" / node).exists() and node in box._processes:
+        if box.is_up(node):
             box.on("head", "ip", "link", "set", f"v{node}", "up", check=False)
             box.on(node, "ip", "neigh", "flush", "dev", "eth0", "nud", "permanent", check=False)
 

@@ -123,14 +123,18 @@ class Sandbox:
     def on(self, host: str, *command: str, check: bool = True, **options: object) -> subprocess.CompletedProcess:
         """Run a command on a host, to its end."""
         settings = {"capture_output": True, "text": True, "env": self.env, "timeout": 120, **options}
-        done = subprocess.run([*self._enter(host), *command], **settings)  # type: ignore[call-overload]
+        done = subprocess.run([*self.enter(host), *command], **settings)  # type: ignore[call-overload]
         if check and done.returncode:
             raise AssertionError(
                 f"{host}: {' '.join(command)} ended with {done.returncode}: {done.stdout}{done.stderr}"
             )
         return done
 
-    def _enter(self, host: str) -> list[str]:
+    def is_up(self, host: str) -> bool:
+        return host in self._processes
+
+    def enter(self, host: str) -> list[str]:
+        """What a command of the machine begins with, to be one of that host."""
         kinds = ["-m", "-n", "-u"] + ([] if host == "head" else ["-i", "-p"])
         pid = (self.folder / "run" / host).read_text().strip()
         # The mount namespace loses the working directory: it is gone back to.
@@ -139,7 +143,7 @@ class Sandbox:
 
     def _start(self, name: str, *command: str) -> None:
         with open(self.folder / "log" / f"{name}.out", "a") as log:
-            enter = [] if name in ("head", *self.names) else self._enter("head")
+            enter = [] if name in ("head", *self.names) else self.enter("head")
             self._processes[name] = subprocess.Popen(
                 [*_DIES_WITH_US, *enter, *command], stdin=subprocess.DEVNULL, stdout=log, stderr=log, env=self.env
             )
