@@ -2,7 +2,7 @@
 # ARGS is passed on: make test ARGS="-k router". PYTHON names the interpreter for a new .venv (else 3.11, then 3.12).
 
 .DEFAULT_GOAL := help
-.PHONY: help env demo test test-slow check bench test-gpu test-slurm prebuild clean
+.PHONY: help env demo test test-slow check bench ablation docs test-gpu test-slurm prebuild clean
 
 WORKERS ?= 2
 
@@ -36,11 +36,17 @@ check: env  ## style, types and the rules of the house
 	@$(RUN) -m mypy megatron_most
 	@$(RUN) -m pytest -q tests/test_house.py
 
-bench: env  ## speed of the data pipeline against plain loops; what telemetry, checkpoints and modalities cost; gates and partitions compared
-	@$(RUN) bench/data.py $(ARGS)
-	@$(RUN) bench/telemetry.py
+bench: env  ## ratios to other ways (ARGS="step router": these parts only; --gate: against those kept); augmenting; gates and partitions compared
+	@$(RUN) tools/bench.py $(ARGS)
+	@$(RUN) bench/augment.py
 	@$(RUN) bench/gate_collapse.py
 	@$(RUN) bench/partition.py
+
+ablation: env  ## what modalities among experts are worth: models of as many active parameters, three seeds each; see docs/ablation.md
+	@$(RUN) bench/ablation.py $(ARGS)
+
+docs: env  ## docs/config.md again, after a field or its meaning has changed
+	@$(RUN) tools/train.py --reference > docs/config.md.part && mv docs/config.md.part docs/config.md
 
 prebuild:  ## on a node with the GPUs of the runs: what torch and Triton would compile on every rank, once; see docs/hpc.md
 	@bash launch/prebuild.sh $(ARGS)

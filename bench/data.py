@@ -30,7 +30,8 @@ from data_inputs import SCALES, Inputs, write_cuts
 from race import HEAD, Row, fresh, race, require_equal, say
 
 from megatron_most.data import Blend, Position, Reader, Steps, open_task
-from megatron_most.data.build import CHUNK_ROWS, BuildInputs, BuildOptions, build
+from megatron_most.data.build import CHUNK_ROWS, build
+from megatron_most.data.build_inputs import BuildInputs, BuildOptions
 from megatron_most.data.corpora import LibriHeavy, write_manifest
 from megatron_most.data.index_writer import encode_documents, write_index
 from megatron_most.data.indexed import IndexedDocuments

@@ -20,7 +20,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_most.data.build import BuildInputs, BuildOptions, build
+from megatron_most.data.build import build
+from megatron_most.data.build_inputs import BuildInputs, BuildOptions
 from megatron_most.data.document import DocumentRuns, Run
 from megatron_most.data.index_format import BIN, IDX
 from megatron_most.data.index_writer import encode_documents, write_index

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import json
 import statistics
 import tempfile
 import time
@@ -19,7 +20,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from race import HEAD, Row
+from race import HEAD, Row, spread_of
 
 from megatron_most.checkpoint import Saver, Shelf, find_pieces
 from megatron_most.config import dump, load_recipe, replace
@@ -50,22 +51,28 @@ def main() -> None:
     parser.add_argument("--vanilla", default="vanilla-moe-mini", help="of the same shape, without modalities")
     parser.add_argument("--steps", type=int, default=40, help="of each kind")
     parser.add_argument("--rows", type=int, default=4, help="in a step")
+    parser.add_argument("--json", action="store_true", help="JSON lines instead of the table")
     chosen = parser.parse_args()
     rows = {"train.global_batch_size": chosen.rows, "train.micro_batch_size": chosen.rows}
     changes = {**rows, "train.steps": 10**9}
     config = replace(load_recipe(chosen.recipe), changes)
-    print(HEAD)
+
+    def tell(row: Row) -> None:
+        print(json.dumps(vars(row)) if chosen.json else row.to_markdown(), flush=True)
+
+    if not chosen.json:
+        print(HEAD)
     with open_session(config) as session, tempfile.TemporaryDirectory() as folder:
         clock = time.perf_counter
         if session.device.kind == "cpu":
             clock = time.process_time
             set_threads(1)  # two would wait for one another on a machine with other work
         engine = open_engine(session)
-        print(telemetry(session, engine, Path(folder), chosen.steps, clock).to_markdown(), flush=True)
-        print(checkpoints(session, engine, Path(folder), chosen.steps).to_markdown(), flush=True)
+        tell(telemetry(session, engine, Path(folder), chosen.steps, clock))
+        tell(checkpoints(session, engine, Path(folder), chosen.steps))
         vanilla = make_plan(replace(load_recipe(chosen.vanilla), changes), 1, session.device)
         other = open_engine(Session(vanilla, session.groups, session.ranks))
-        print(modalities(session, engine, other, chosen.steps, clock).to_markdown(), flush=True)
+        tell(modalities(session, engine, other, chosen.steps, clock))
 
 
 def open_engine(session: Session) -> Engine:
@@ -99,6 +106,7 @@ def telemetry(session: Session, engine: Engine, folder: Path, steps: int, clock:
     return Row(
         part="telemetry on / off", ours=f"{ratio * plain:.4g} s", peer=f"{plain:.4g} s",
         ratio=ratio, wanted="≤ 1.02", ok=ratio <= 1.02, seconds={"on": on, "off": off},
+        spread=spread_of([a / b for a, b in pairs]),
     )  # fmt: skip
 
 
@@ -134,6 +142,7 @@ def checkpoints(session: Session, engine: Engine, folder: Path, steps: int) -> R
     return Row(
         part="checkpoint each step: stall / step", ours=f"{stall:.4g} s", peer=f"{one:.4g} s",
         ratio=stall / one, wanted="≤ 1", ok=stall <= one, seconds={"saved": with_saves, "not": without},
+        spread=spread_of([(a - one) / one for a in with_saves]),
     )  # fmt: skip
 
 
@@ -142,10 +151,12 @@ def modalities(session: Session, engine: Engine, other: Engine, steps: int, cloc
     ours, peer = by_turns(
         lambda step: engine.step(batches_of(step), RATE), lambda step: other.step(batches_of(step), RATE), steps, clock
     )
-    ratio = statistics.median(a / b for a, b in zip(ours, peer, strict=True))
+    ratios = [a / b for a, b in zip(ours, peer, strict=True)]
+    ratio = statistics.median(ratios)
     return Row(
         part="MAMoE / vanilla MoE", ours=f"{statistics.median(ours):.4g} s", peer=f"{statistics.median(peer):.4g} s",
         ratio=ratio, wanted="≤ 1.05", ok=ratio <= 1.05, seconds={"mamoe": ours, "vanilla": peer},
+        spread=spread_of(ratios),
     )  # fmt: skip
 
 

@@ -10,7 +10,7 @@ set -u -o pipefail
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 words=() dry=0 asked=0 cancelled=0 srun_pid='' attempt='' ask_with=USR1 number=0
 
-say() { printf '%s launch: %s\n' "$(date +%H:%M:%S)" "$*" >&2; }
+say() { printf '%s launch: %s\n' "$(date +%H:%M:%S)${SLURMD_NODENAME:+ $SLURMD_NODENAME}" "$*" >&2; }
 die() {
     say "ERROR: $*"
     exit 2
@@ -24,10 +24,15 @@ quoted() { # a command as one can type it
     printf '%s\n' "${line% }"
 }
 
+# A job of a few minutes is signalled as soon as it begins, and would die of it while settings are read.
+[ -z "${SLURM_JOB_ID:-}" ] || trap asked=1 USR1
+
 cluster_env=${MOST_CLUSTER_ENV:-$root/launch/cluster.env}
 if [ -r "$cluster_env" ]; then
+    set +u # it is the user's: modules, and $LD_LIBRARY_PATH where that is not set
     # shellcheck source=/dev/null
     . "$cluster_env"
+    set -u
 elif [ -n "${MOST_CLUSTER_ENV:-}" ]; then
     die "MOST_CLUSTER_ENV=$MOST_CLUSTER_ENV: no such file, or it cannot be read"
 fi
@@ -36,6 +41,7 @@ runs=${MOST_RUNS:-$root/runs}
 # shellcheck disable=SC2034  # the launchers use them
 stage1=${MOST_STAGE1_RECIPE:-stage1-asr-tts} stage2=${MOST_STAGE2_RECIPE:-stage2-instruct}
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} PYTHONUNBUFFERED=1 SLURM_EXPORT_ENV=ALL
+unset SLURM_GPUS_PER_NODE # steps have all GPUs of the job, which --gres may have asked for: srun would take this one's
 export TORCH_EXTENSIONS_DIR=${TORCH_EXTENSIONS_DIR:-$root/.cache/torch_extensions}
 export TRITON_CACHE_DIR=${TRITON_CACHE_DIR:-$root/.cache/triton}
 export TORCHINDUCTOR_CACHE_DIR=${TORCHINDUCTOR_CACHE_DIR:-$root/.cache/inductor}
@@ -47,6 +53,8 @@ step_options=()
 case ${MOST_CONTAINER:-none} in
     none)
         python=("${MOST_PYTHON:-$root/.venv/bin/python}")
+        command -v "${python[0]}" > /dev/null ||
+            die "${python[0]}: no such program; MOST_PYTHON names the one with our packages: set it in $cluster_env"
         step_python=("${python[@]}")
         ;;
     apptainer)
@@ -82,14 +90,6 @@ srun_line() { # one task for each rank | one for each node; sets the array `line
     line+=("${more_options[@]}" "${step_options[@]}")
 }
 
-run_ranks() { # LOG CODES COMMAND...: all ranks, in the background
-    local log=$1 codes=$2
-    shift 2
-    srun_line ranks
-    "${line[@]}" bash "$root/launch/rank.sh" "$codes" "$@" >> "$log" 2>&1 &
-    srun_pid=$!
-}
-
 # Where only the network between two nodes is cut, srun is not told that its tasks are gone and waits for ever. Slurm
 # itself knows: the job has no step any more. A controller that is away says nothing, and nothing is concluded.
 watch_step() { # PID FLAG
@@ -114,6 +114,21 @@ wait_for() { # PID -> its code; `wait` also returns at every signal that is trap
         code=$?
         kill -0 "$1" 2>/dev/null || return "$code"
     done
+}
+
+run_ranks() { # FOLDER COMMAND...: all ranks to their end; leaves `log`, `codes/`, and `lost` where srun was ended
+    local folder=$1 code watcher
+    shift
+    srun_line ranks
+    "${line[@]}" bash "$root/launch/rank.sh" "$folder/codes" "$@" >> "$folder/log" 2>&1 &
+    srun_pid=$!
+    watch_step "$srun_pid" "$folder/lost" &
+    watcher=$!
+    wait_for "$srun_pid"
+    code=$?
+    srun_pid=''
+    kill "$watcher" 2>/dev/null
+    return "$code"
 }
 
 on_usr1() {
@@ -194,7 +209,7 @@ preflight() { # ARGS of the recipe
 }
 
 train() { # ARGS of the recipe
-    local code options=() answer watcher command
+    local code options=() answer command
     command=("${step_python[@]}" "$root/tools/train.py" "$@")
     if [ $dry = 1 ]; then
         srun_line nodes
@@ -202,13 +217,17 @@ train() { # ARGS of the recipe
             --port "$port" -- "$@"
         srun_line ranks
         quoted "${line[@]}" bash "$root/launch/rank.sh" ATTEMPT/codes "${command[@]}"
+        if [ "${MOST_CONTAINER:-none}" = pyxis ] && [ -z "${SLURM_JOB_ID:-}" ]; then
+            say "the layout was not checked: with pyxis there is python in jobs alone"
+            exit
+        fi
         job plan --ranks "$ranks" -- "$@" >&2
         exit
     fi
     trap on_usr1 USR1
     trap on_term TERM
     attempt=$(job begin --job "$job_id" --restart "$restart" --nodes "$nodelist" --ranks "$ranks" \
-        --running "$(squeue -h -t R,CG -o %A 2>/dev/null | tr '\n' ' ')" -- "$@")
+        --running - -- "$@" < <(squeue -h -t R,CG -o %A 2>/dev/null))
     code=$?
     [ $code != 3 ] || exit 0
     [ $code = 0 ] || exit 2
@@ -216,13 +235,8 @@ train() { # ARGS of the recipe
     [ "${MOST_PREFLIGHT:-1}" = 0 ] || preflight "$@"
     code=0
     if ((asked + cancelled == 0)); then
-        run_ranks "$attempt/log" "$attempt/codes" "${command[@]}"
-        watch_step "$srun_pid" "$attempt/lost" &
-        watcher=$!
-        wait_for "$srun_pid"
+        run_ranks "$attempt" "${command[@]}"
         code=$?
-        srun_pid=''
-        kill "$watcher" 2>/dev/null
     fi
     [ ! -e "$attempt/lost" ] || options+=(--lost)
     ((asked == 0)) || options+=(--asked)
@@ -241,11 +255,23 @@ train() { # ARGS of the recipe
 
 # --- a command that is one process ---
 
-take_dry_run() { # ARGS: all but --dry-run go to the array `words`
-    local word
+take_dry_run() { # ARGS: all but --dry-run, and the sizes it shall be of, as sbatch takes them, go to the array `words`
+    local word sizes=()
     words=()
     for word in "$@"; do
-        if [ "$word" = --dry-run ]; then dry=1; else words+=("$word"); fi
+        case $word in
+            --dry-run) dry=1 ;;
+            --nodes=* | --ntasks-per-node=*) sizes+=("$word") ;;
+            *) words+=("$word") ;;
+        esac
+    done
+    for word in "${sizes[@]}"; do
+        [ $dry = 1 ] || die "$word is an option of sbatch: it goes before the script's name"
+        [[ $word =~ =[1-9][0-9]*$ ]] || die "$word: a dry run wants one number"
+        case $word in
+            --nodes=*) SLURM_JOB_NUM_NODES=${word#*=} ;;
+            *) SLURM_NTASKS_PER_NODE=${word#*=} ;;
+        esac
     done
 }
 
@@ -256,6 +282,10 @@ run_one() { # SCRIPT ARGS...: in the batch script itself; told to end, it is, an
     fi
     [ -n "${SLURM_JOB_ID:-}" ] || die "this is a batch script: sbatch $0 ... ; --dry-run shows what it would run"
     exec "${python[@]}" "$@"
+}
+
+check() { # SCRIPT SIZES AND WORDS: what a dry run refuses need not wait in a queue to be refused
+    bash "$root/launch/$1" --dry-run "${@:2}" > /dev/null || die "$1 would be refused, see above; nothing was submitted"
 }
 
 submit() { # OPTIONS AND WORDS OF SBATCH: leaves the job's number in `number`
@@ -309,10 +339,8 @@ datasets() { # TASK FLAG: adds --data.TASK.train and .valid of what lies in MOST
     [ ${#valid[@]} = 0 ] || args+=("--data.$1.valid" "${valid[@]}")
 }
 
-phase() { # RECIPE "TASK ..." START ARGS...: a phase from its launcher's arguments
+phase() { # RECIPE "TASK ..." START: a phase from its launcher's arguments, which are in `words`
     local recipe=$1 tasks=$2 start=$3 word args=()
-    shift 3
-    take_dry_run "$@"
     if [ $dry = 0 ] && [ -z "${SLURM_JOB_ID:-}" ]; then
         die "this is a batch script: sbatch $0 ... ; --dry-run shows what it would run"
     fi
@@ -325,6 +353,8 @@ phase() { # RECIPE "TASK ..." START ARGS...: a phase from its launcher's argumen
         fi
         if ! given --checkpoint.start-from "${words[@]}" && [ "$start" != none ]; then
             args+=(--checkpoint.start-from "$start")
+            # Not refused: a job that is submitted before this one may make it.
+            [ $dry = 0 ] || [ -e "$start" ] || say "$start, to begin with, is not there yet"
         fi
     fi
     given --checkpoint.folder "${words[@]}" || given --config "${words[@]}" ||

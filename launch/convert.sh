@@ -9,14 +9,10 @@
 # A Hugging Face folder to a checkpoint to begin with, or back: sbatch launch/convert.sh [--dry-run] [WORDS]
 # Without words: import of MOST_HF_MODEL into MOST_BACKBONE. Words are those of tools/convert_ckpt.py. Killed, the same
 # command goes on where it was. On partitions that want GPUs: sbatch --gpus=1 ...
-script=$0 # in a job a copy in the spool: Slurm knows the real one
-if [ ! -e "$(dirname "$script")/common.sh" ]; then
-    script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
-    script=${script%%.sh *}
-    script=${script%.sh}.sh # its arguments follow
-fi
+script=$0 # in a job a copy in the spool: Slurm knows the real one, and what follows it
+[ -e "$(dirname "$script")/common.sh" ] || script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
 # shellcheck source-path=SCRIPTDIR source=common.sh
-. "$(dirname "$script")/common.sh" || exit 2
+. "$(dirname "${script%%.sh *}")/common.sh" || exit 2
 take_dry_run "$@"
 if [ ${#words[@]} = 0 ]; then
     need MOST_HF_MODEL "the folder of the Hugging Face model to begin with"

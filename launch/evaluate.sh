@@ -13,16 +13,12 @@
 # Without --model: MOST_MODEL, or else phase 2's run, which must be done. Without --out: evaluate/ in MOST_RUNS.
 # Finished items are kept, so a job that was killed, or whose time is over, goes on where it was: as long as each turn
 # adds some.
-script=$0 # in a job a copy in the spool: Slurm knows the real one
-if [ ! -e "$(dirname "$script")/common.sh" ]; then
-    script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
-    script=${script%%.sh *}
-    script=${script%.sh}.sh # its arguments follow
-fi
+script=$0 # in a job a copy in the spool: Slurm knows the real one, and what follows it
+[ -e "$(dirname "$script")/common.sh" ] || script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
 # shellcheck source-path=SCRIPTDIR source=common.sh
-. "$(dirname "$script")/common.sh" || exit 2
-facts_of_job 1 8
+. "$(dirname "${script%%.sh *}")/common.sh" || exit 2
 take_dry_run "$@"
+facts_of_job 1 8
 [ ${#words[@]} -gt 0 ] || die "which tasks? sbatch launch/evaluate.sh TASK... WORDS, those of tools/evaluate.py"
 if ! given --model "${words[@]}"; then
     model=${MOST_MODEL:-$runs/$stage2}
@@ -58,12 +54,8 @@ trap on_usr1 USR1
 trap on_term TERM
 export MASTER_PORT=$port
 say "$ranks ranks on $nodelist (restart $restart); log: $turn/log"
-run_ranks "$turn/log" "$turn/codes" "${command[@]}"
-watch_step "$srun_pid" "$turn/lost" &
-watcher=$!
-wait_for "$srun_pid"
+run_ranks "$turn" "${command[@]}"
 code=$?
-kill "$watcher" 2>/dev/null
 for name in "$turn"/codes/*.2; do
     [ -e "$name" ] || continue
     tail -n 20 "$turn/log" >&2

@@ -5,9 +5,11 @@
 #     bash launch/pipeline.sh --nodes=2 -- --train.micro-batch-size 2
 #     MOST_STAGES="convert stage1 stage2 evaluate" bash launch/pipeline.sh --nodes=6 -- -- swuggy --zerospeech sLM21
 #
-# FIELDS, of tools/train.py, go to every phase; TASKS, with their words of tools/evaluate.py, to the stage `evaluate`.
-# Where one fails, those behind it are cancelled. A phase that is done already ends at once. Prints a line for each job:
-# its number and name. --dry-run prints the lines of sbatch instead.
+# FIELDS, of tools/train.py, go to every phase; TASKS, with their words of tools/evaluate.py, to the stage `evaluate`;
+# options of sbatch to all but `convert`, which is one process.
+# What a dry run refuses is refused here, and nothing is submitted. Where a job fails, those behind it are cancelled. A
+# phase that is done already ends at once. Prints a line for each job: its number and name. --dry-run prints the lines
+# of sbatch instead.
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh" || exit 2
 
@@ -18,6 +20,8 @@ while [ $# -gt 0 ]; do
     case $word in
         --) break ;;
         --dry-run) dry=1 ;;
+        -N?*) options+=(--nodes="${word#-N}") ;;
+        -N) options+=(--nodes="${1:-}") && shift ;;
         *) options+=("$word") ;;
     esac
 done
@@ -32,16 +36,30 @@ case " $stages " in
     *' evaluate '*) [ $# -gt 0 ] || die "evaluate: which tasks? pipeline.sh ... -- FIELDS -- TASKS" ;;
     *) [ $# = 0 ] || die "$* would go to the stage evaluate: set MOST_STAGES=\"$stages evaluate\"" ;;
 esac
-before=''
-for stage in $stages; do
+tasks=("$@")
+of_stage() { # STAGE: its script, the script's words, and the options of sbatch that are for it
     words=("${fields[@]}") own=("${options[@]}")
-    case $stage in
+    case $1 in
         convert) script=convert.sh words=() own=() ;;
         stage1) script=stage1_asr_tts.sh ;;
         stage2) script=stage2_instruct.sh ;;
-        evaluate) script=evaluate.sh words=("$@") ;;
-        *) die "MOST_STAGES: no stage $stage; there are convert, stage1, stage2, evaluate" ;;
+        evaluate) script=evaluate.sh words=("${tasks[@]}") ;;
+        *) die "MOST_STAGES: no stage $1; there are convert, stage1, stage2, evaluate" ;;
     esac
+}
+
+for stage in $stages; do
+    of_stage "$stage"
+    sizes=()
+    for name in --nodes --ntasks-per-node; do
+        size=$(value_of "$name" "${own[@]}")
+        [ -z "$size" ] || sizes+=("$name=${size%%-*}") # of 2-4 the least
+    done
+    check "$script" "${sizes[@]}" "${words[@]}"
+done
+before=''
+for stage in $stages; do
+    of_stage "$stage"
     wait=()
     [ -z "$before" ] || wait=(--dependency="afterok:$before" --kill-on-invalid-dep=yes)
     submit "${wait[@]}" "${own[@]}" "$root/launch/$script" "${words[@]}" || die "$stage was not accepted"

@@ -8,14 +8,10 @@
 # What torch, Triton and DeepSpeed compile when a recipe first runs, compiled once, into the folders of common.sh, so
 # that no rank needs a compiler, nor do all of them race for it: make prebuild, or sbatch launch/prebuild.sh [FIELDS]
 # On a machine with the GPUs of the runs: what is compiled is for them alone. FIELDS are those of tools/train.py.
-script=$0 # in a job a copy in the spool: Slurm knows the real one
-if [ ! -e "$(dirname "$script")/common.sh" ]; then
-    script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
-    script=${script%%.sh *}
-    script=${script%.sh}.sh # its arguments follow
-fi
+script=$0 # in a job a copy in the spool: Slurm knows the real one, and what follows it
+[ -e "$(dirname "$script")/common.sh" ] || script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
 # shellcheck source-path=SCRIPTDIR source=common.sh
-. "$(dirname "$script")/common.sh" || exit 2
+. "$(dirname "${script%%.sh *}")/common.sh" || exit 2
 take_dry_run "$@"
 given --config "${words[@]}" || words=(--config "$stage1" "${words[@]}")
 given --device "${words[@]}" || words+=(--device gpu)

@@ -5,23 +5,20 @@
 #SBATCH --cpus-per-task=8
 #SBATCH --requeue
 #SBATCH --open-mode=append
-#SBATCH --output=%x-%A_%a.log
+#SBATCH --output=%x-%j.log
 # A step of tools/prepare_data.py over many shards, and the joining of them:
 #
 #     launch/prepare_data.sh submit SHARDS [OPTIONS OF SBATCH] -- units --manifest M --codec C --out U
 #     launch/prepare_data.sh submit SHARDS [OPTIONS OF SBATCH] -- build --task asr --manifest M --units U --out D ...
 #
 # submits an array of SHARDS tasks; for `build` also, behind it, a job that merges the shards of D into D-whole.
-# Prints a line for each job: its number and name. Shards that are done end at once: the same line repeats what failed.
+# Prints a line for each job: its number and name; with --dry-run among the options, the lines of sbatch instead. Shards
+# that are done end at once: the same line repeats what failed.
 # sbatch launch/prepare_data.sh WORDS runs one step as one job.
-script=$0 # in a job a copy in the spool: Slurm knows the real one
-if [ ! -e "$(dirname "$script")/common.sh" ]; then
-    script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
-    script=${script%%.sh *}
-    script=${script%.sh}.sh # its arguments follow
-fi
+script=$0 # in a job a copy in the spool: Slurm knows the real one, and what follows it
+[ -e "$(dirname "$script")/common.sh" ] || script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
 # shellcheck source-path=SCRIPTDIR source=common.sh
-. "$(dirname "$script")/common.sh" || exit 2
+. "$(dirname "${script%%.sh *}")/common.sh" || exit 2
 
 if [ "${1:-}" = submit ]; then
     shards=${2:-}
@@ -30,7 +27,7 @@ if [ "${1:-}" = submit ]; then
     shift 2
     options=()
     while [ $# -gt 0 ] && [ "$1" != -- ]; do
-        options+=("$1")
+        if [ "$1" = --dry-run ]; then dry=1; else options+=("$1"); fi
         shift
     done
     [ $# -gt 1 ] || die "submit: no step after --; $usage"
@@ -39,17 +36,15 @@ if [ "${1:-}" = submit ]; then
         units | build) ;;
         *) die "submit: only units and build have shards, not $1; sbatch launch/prepare_data.sh $1 ... is one job" ;;
     esac
-    array=$(sbatch --parsable --array="0-$((shards - 1))" "${options[@]}" "$root/launch/prepare_data.sh" "$@") || exit 2
-    printf '%s %s\n' "${array%%;*}" "$1"
+    out=$(value_of --out "$@")
+    [ -n "$out" ] || die "submit: no --out among the words of $1; $usage"
+    submit --array="0-$((shards - 1))" --output=%x-%A_%a.log "${options[@]}" "$root/launch/prepare_data.sh" "$@" ||
+        die "the array was not accepted"
+    [ $dry = 1 ] || printf '%s %s\n' "$number" "$1"
     [ "$1" = build ] || exit 0
-    out=''
-    while [ $# -gt 0 ]; do
-        case $1 in --out) out=${2:-} ;; --out=*) out=${1#--out=} ;; esac
-        shift
-    done
-    merge=$(sbatch --parsable --dependency="afterok:${array%%;*}" --kill-on-invalid-dep=yes "${options[@]}" \
-        "$root/launch/prepare_data.sh" merge --dataset "$out" --out "$out-whole") || exit 2
-    printf '%s merge\n' "${merge%%;*}"
+    submit --dependency="afterok:$number" --kill-on-invalid-dep=yes "${options[@]}" "$root/launch/prepare_data.sh" \
+        merge --dataset "$out" --out "$out-whole" || die "the merge was not accepted"
+    [ $dry = 1 ] || printf '%s merge\n' "$number"
     exit 0
 fi
 take_dry_run "$@"

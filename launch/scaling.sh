@@ -12,14 +12,10 @@
 #
 # Runs go to MOST_RUNS/scaling/nodes-N, the page to MOST_RUNS/scaling/report.md once all are done. The last checkpoint
 # of each is removed then. Prints a line for each job: its number and name. To measure again, remove the folder.
-script=$0 # in a job a copy in the spool: Slurm knows the real one
-if [ ! -e "$(dirname "$script")/common.sh" ]; then
-    script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
-    script=${script%%.sh *}
-    script=${script%.sh}.sh # its arguments follow
-fi
+script=$0 # in a job a copy in the spool: Slurm knows the real one, and what follows it
+[ -e "$(dirname "$script")/common.sh" ] || script=$(scontrol show job "$SLURM_JOB_ID" | sed -n 's/^ *Command=//p')
 # shellcheck source-path=SCRIPTDIR source=common.sh
-. "$(dirname "$script")/common.sh" || exit 2
+. "$(dirname "${script%%.sh *}")/common.sh" || exit 2
 at=$runs/scaling
 
 if [ "${1:-}" = report ]; then
@@ -50,8 +46,12 @@ while [ $# -gt 0 ]; do
         *) options+=("$word") ;;
     esac
 done
+tasks=$(value_of --ntasks-per-node "${options[@]}")
 for word in --checkpoint.folder --checkpoint.every; do
     ! given "$word" "$@" || die "$word: is chosen here; leave it out"
+done
+for count in "${counts[@]}"; do
+    check stage1_asr_tts.sh --nodes="$count" --ntasks-per-node="${tasks:-8}" "$@"
 done
 after=''
 for count in "${counts[@]}"; do

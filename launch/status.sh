@@ -3,4 +3,8 @@
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh" || exit 2
 [ $# = 1 ] || die "usage: status.sh RUN, the folder of a run (checkpoint.folder)"
-job status "$1" --queue "$(squeue -h -o '%A|%T|%L|%r' 2>/dev/null)"
+if queue=$(squeue -h -o '%A|%T|%L|%r' 2> /dev/null); then
+    job status "$1" --queue - <<< "$queue"
+else
+    job status "$1"
+fi

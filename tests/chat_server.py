@@ -47,11 +47,12 @@ class ChatServer:
         self.requests = 0
         self.tries: Counter[str] = Counter()
         self.answered: Counter[str] = Counter()
-        self.tokens = 0
+        self.tokens = self.characters = 0
         self.flying = self.most_flying = 0
         self.keys: set[str | None] = set()
         self.pause_s = 0.0
         self.reply: Callable[[dict], str] = dialogue_for
+        self.sound: Callable[[dict], bytes] = lambda request: tone(request["input"], request["voice"])
         self.on_request: Callable[[int], None] = lambda number: None
         outer = self
 
@@ -100,7 +101,8 @@ class ChatServer:
         if fault in ("good", "odd usage") and handler.path.endswith("/audio/speech"):
             with self.lock:
                 self.answered[name] += 1
-            return self.send(handler, 200, tone(request["input"], request["voice"]))
+                self.characters += len(request["input"])
+            return self.send(handler, 200, self.sound(request))
         if fault == "good":
             with self.lock:
                 self.answered[name] += 1

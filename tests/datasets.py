@@ -10,7 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from megatron_most.data.dataset import DATA, DatasetInfo, Source, dtype_for, facts_of, load_info, save_dataset
+from megatron_most.data.dataset import dtype_for, facts_of, load_info, save_dataset
+from megatron_most.data.dataset_info import DATA, DatasetInfo, Source
 from megatron_most.data.document import DocumentRuns, Run
 from megatron_most.data.index_writer import encode_documents, write_index
 from megatron_most.data.seal import SEAL, sealed

@@ -12,8 +12,9 @@ from typing import Any
 import numpy as np
 import soundfile
 
-from megatron_most.data.build import BuildInputs, BuildOptions, build
+from megatron_most.data.build import build
 from megatron_most.data.build_frames import FrameInputs
+from megatron_most.data.build_inputs import BuildInputs, BuildOptions
 from megatron_most.data.manifest import Manifest
 from megatron_most.data.templates import load_templates
 from megatron_most.data.tokenizer import load_tokenizer

@@ -62,7 +62,8 @@ class RanksFailed(AssertionError):
 def warm() -> None:
     """Import what forked ranks need, once in the parent: an import costs seconds per rank, a fork 0.1 s."""
     os.environ.setdefault("DS_ACCELERATOR", "cpu")
-    for name in ("torch.distributed", "megatron.core.models.gpt", "deepspeed"):
+    compilers = ("torch._dynamo", "torch._inductor.compile_fx")  # which torch's optimizers and DeepSpeed load
+    for name in ("torch.distributed", *compilers, "megatron.core.models.gpt", "deepspeed"):
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # a child's collector need not look through all these modules again, nor copy their pages

@@ -6,25 +6,30 @@ Every run is forked from the process of the tests, which never trains itself: th
 from __future__ import annotations
 
 import json
+import os
+import signal
 import tempfile
-from multiprocessing.process import BaseProcess
+import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from megatron_most.config import RunConfig, load_recipe, replace
-from megatron_most.data.build import BuildInputs, BuildOptions, build
+from megatron_most.data.build import build
+from megatron_most.data.build_inputs import BuildInputs, BuildOptions
 from megatron_most.data.extract import ExtractOptions, extract_units
 from megatron_most.data.manifest import open_manifest
 from megatron_most.data.manifest_writer import ManifestWriter
 from megatron_most.data.templates import load_templates
 from megatron_most.data.tokenizer import load_tokenizer
 from megatron_most.data.unit_set import open_units
+from megatron_most.engine import PlainEngine, StepReport
 from megatron_most.errors import MostError
 from megatron_most.runtime import Launch
 from megatron_most.speech import load_codec
 from megatron_most.train import run_training
 from tests.data_files import make_codec, make_corpus, make_tokenizer, text
-from tests.harness import launch_ranks, start_ranks
+from tests.harness import launch_ranks
 
 STEPS = 12
 
@@ -57,7 +62,7 @@ def recipe(data: Path, folder: Path, base: str = "most-tiny", **changes: Any) ->
         "data.asr.valid": [str(data / "asr" / "valid")],
         "data.tts.weight": 0.4, "data.tts.train": [str(data / "tts" / "train")],
         "data.text_lm.weight": 0.2, "data.text_lm.train": [str(data / "text-lm")], "data.window": 64,
-        "train.steps": STEPS, "train.sequence_length": 128, "train.global_batch_size": 8, "train.micro_batch_size": 2,
+        "train.steps": STEPS, "train.sequence_length": 128, "train.global_batch_size": 8, "train.micro_batch_size": 4,
         "train.epsilon": 1e-5, "train.learning_rate": 5e-3, "train.validate_every": 6,
         "checkpoint.folder": str(folder), "checkpoint.every": 4, "model.num_layers": 2,
     }  # fmt: skip
@@ -74,10 +79,30 @@ def losses(folder: Path) -> dict[int, float]:
     return {entry["step"]: entry["loss"] for entry in found}
 
 
-def begin(config: RunConfig) -> BaseProcess:
-    """Train in a process that can be killed."""
-    [process] = start_ranks(one_run, 1, config)
-    return process
+def run_until(config: RunConfig, step: int, act: Callable[[], object]) -> int:
+    """Train in a process that calls `act` before it takes this step, at any speed; the code it ends with."""
+
+    def body(launch: Launch) -> int:
+        taken = PlainEngine.step
+
+        def step_and_act(engine: PlainEngine, *given: Any, **named: Any) -> StepReport:
+            if engine.updates == step:
+                act()
+            return taken(engine, *given, **named)
+
+        PlainEngine.step = step_and_act  # type: ignore[method-assign]
+        return run_training(config, launch)
+
+    return launch_ranks(body, 1)[0]
+
+
+def kill_when_saved(folder: Path) -> None:
+    """End this process as `kill -9` does, as soon as the checkpoint that is being written is there."""
+    until = time.monotonic() + 60
+    while not folder.exists() and time.monotonic() < until:
+        time.sleep(0.005)
+    assert folder.exists()
+    os.kill(os.getpid(), signal.SIGKILL)
 
 
 def one_run(launch: Launch, config: RunConfig) -> int:

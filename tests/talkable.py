@@ -9,7 +9,7 @@ import soundfile
 
 from megatron_most.speech import load_codec
 from megatron_most.speech.codebook_fit import fit_codebook
-from megatron_most.speech.vocoder import save_vocoder
+from megatron_most.speech.vocoder_files import save_vocoder
 from tests.data_files import sound
 from tests.phases import make_blend, recipe, run
 

@@ -31,6 +31,7 @@ FLOORS = {
     "train": 9, "evaluate": 9, "synthesize": 9, "serve": 9, "plan": 9, "report": 9, "jobs": 9, "vocode": 9,
 }  # fmt: skip
 NEIGHBOURS = {("data", "speech"), ("vocab", "errors")}  # the only imports along a floor
+NEIGHBOURS |= {(None, "upstream")}  # the package itself, which is run before any room can import Core
 PRODUCT = (PACKAGE, "examples", "tools", "bench", "launch")
 UPSTREAM = ("megatron", "deepspeed", "transformers")  # whose private names stay in upstream/
 DEVICE_FILES = (f"{PACKAGE}/runtime/device.py", f"{PACKAGE}/upstream/megatron_cpu.py")

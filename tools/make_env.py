@@ -10,9 +10,11 @@ configuration apply. Any python from 3.8 on can run this file; it needs nothing 
 
 from __future__ import annotations
 
+import argparse
 import fcntl
 import hashlib
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -28,6 +30,27 @@ APT = """\
 Debian 12:     sudo apt install make g++ python3.11 python3.11-venv python3.11-dev
 Ubuntu 24.04:  sudo apt install make g++ python3.12 python3.12-venv python3.12-dev
 Elsewhere: install python 3.11 or 3.12 in any way and name it: make env PYTHON=/path/to/python3.11"""
+
+PIP = "26.3"
+"""What installs. The pip of a python that is some years old takes thrice the time to find the same packages."""
+READY = """
+import importlib, pkgutil, sys
+import megatron_most
+for room in pkgutil.walk_packages(megatron_most.__path__, "megatron_most."):
+    importlib.import_module(room.name)
+import transformers.generation, transformers.models.deepseek_v2.modeling_deepseek_v2, torch.utils.tensorboard
+import torch.distributed.run, torch.optim.adamw, scipy.signal, scipy.spatial
+"""
+"""Loads what the product loads, so that python keeps its bytecode: the first of everything would else be slow."""
+ROOM_GB = 4
+"""What a new environment takes, with torch for a CPU and what pip unpacks; torch for CUDA takes more."""
+NO_NETWORK = "name resolution|Name or service not known|NewConnectionError|Connection refused|timed out"
+REASONS = {  # in pip's words: what it means, and what helps
+    "No space left on device": "the disk is full (or that of TMPDIR, where pip unpacks); make room",
+    NO_NETWORK: "no package index was reached; connect, or name a mirror (PIP_INDEX_URL) or a folder of wheels "
+    "(PIP_FIND_LINKS with PIP_NO_INDEX=1). Once .venv is made, nothing here wants a network",
+    "CERTIFICATE_VERIFY_FAILED": "a proxy's certificate is not trusted; name it by PIP_CERT",
+}
 
 # Run by a candidate: its version and true path, or what it lacks. torch and DeepSpeed compile against Python.h.
 PROBE = """
@@ -98,6 +121,12 @@ def need_compiler() -> None:
         fail("no C++ compiler found (tried $CXX, c++, g++, clang++); DeepSpeed compiles its optimizers on first use")
 
 
+def need_room() -> None:
+    free = shutil.disk_usage(str(ROOT)).free / 1e9
+    if free < ROOM_GB:
+        sys.exit(f"env: {ROOT}: {free:.1f} GB free, and .venv takes {ROOM_GB} GB; make room, or clone to another disk")
+
+
 def digest(*parts: str | Path) -> str:
     total = hashlib.sha256()
     for part in parts:
@@ -111,6 +140,22 @@ def venv_runs() -> bool:
         return subprocess.run([str(VENV / "bin" / "python"), "-c", ""], stderr=subprocess.DEVNULL).returncode == 0
     except OSError:
         return False
+
+
+def renew_pip() -> None:
+    """Where no newer one is found, the python's own does as well, in more time."""
+    command = [str(VENV / "bin" / "python"), "-m", "pip", "install", "--retries", "0", "--timeout", "15", f"pip=={PIP}"]
+    if subprocess.run(command, capture_output=True).returncode:
+        say(f"pip {PIP} was not found; the one that python brings goes on, more slowly")
+
+
+def load_once() -> None:
+    """Every module that a tool loads, before the first tool is run."""
+    say("loading everything once")
+    variables = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
+    done = subprocess.run([str(VENV / "bin" / "python"), "-c", READY], capture_output=True, text=True, env=variables)
+    if done.returncode:
+        sys.exit(done.stderr[-3000:] + "env: what was installed does not load, see above; make clean, then again")
 
 
 def pip(*arguments: str, expected: int = 0) -> None:
@@ -130,8 +175,10 @@ def pip(*arguments: str, expected: int = 0) -> None:
             elif expected and line.startswith("Installing collected packages"):
                 say(f"{time.monotonic() - since:4.0f} s, all fetched; unpacking (a minute or more)")
     if run.wait():
+        lines = log_path.read_text().splitlines(keepends=True)
+        why = next((why for words, why in REASONS.items() if re.search(words, "".join(lines[-60:]))), "see above")
         say("pip failed; its last lines:")
-        sys.exit("".join(log_path.read_text().splitlines(keepends=True)[-25:]) + f"(the whole log: {log_path})")
+        sys.exit("".join(lines[-25:]) + f"(the whole log: {log_path})\nenv: {why}. Then the same command again")
 
 
 def main() -> None:
@@ -146,20 +193,25 @@ def main() -> None:
     since = time.monotonic()
     STAMP.unlink(missing_ok=True)
     if made[0] != base:
-        say(f"making {VENV} from {python.lock.relative_to(ROOT)} with {python.path} (python {python.version})")
         shutil.rmtree(VENV, ignore_errors=True)
+        need_room()
+        say(f"making {VENV} from {python.lock.relative_to(ROOT)} with {python.path} (python {python.version})")
         subprocess.run([python.path, "-m", "venv", str(VENV)], check=True)
+        renew_pip()
         pins = sum("==" in line for line in python.lock.read_text().splitlines())
         # Not compiled here: that costs over a minute for modules most of which are never imported.
         pip("install", "--no-compile", "-r", str(python.lock), expected=pins)
     say("installing the project itself (editable)")
     pip("install", "--no-deps", "--no-build-isolation", "-e", ".")
     pip("check")
+    load_once()
     STAMP.write_text(stamp)
     say(f"ready after {time.monotonic() - since:.0f} s: .venv/bin/python")
 
 
 if __name__ == "__main__":
+    # It takes no options: --help says the above, and anything else is refused before minutes of work.
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     # Two makes at once (demo beside test) must not build one environment twice: the second waits, then finds it made.
     folder = os.open(str(ROOT), os.O_RDONLY)
     try:

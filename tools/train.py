@@ -9,13 +9,18 @@ SIGUSR1 or a file `stop` in that folder let it finish the step, save, and leave 
 
 from __future__ import annotations
 
+import sys
+
 from megatron_most.runtime import hear_signals, run_command
 
 
 def main() -> int:
     hear_signals()  # before the imports, which take seconds: a signal then would end the process by itself
-    from megatron_most.config import from_command_line
+    from megatron_most.config import from_command_line, reference
 
+    if sys.argv[1:] == ["--reference"]:
+        print(reference(), end="")
+        return 0
     config = from_command_line(prog="train.py")  # --help and a wrong flag need nothing that is imported below
     from megatron_most.train import run_training
 

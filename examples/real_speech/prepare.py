@@ -12,22 +12,24 @@ import argparse
 import gzip
 import json
 import shlex
-import subprocess
-import sys
 from pathlib import Path
 
+from megatron_most.data import run_prepare_data
 from megatron_most.errors import DataError
 from megatron_most.runtime import run_command, write_atomically
 
 SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
+BYTES_S = 8000  # of G.722, in a second
 TRANSCRIPTS = Path("/usr/share/doc/asterisk-core-sounds-en/core-sounds-en.txt.gz")
-PREPARE = Path(__file__).resolve().parents[2] / "tools" / "prepare_data.py"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=Path("runs/real_speech"), help="folder for everything made")
     parser.add_argument("--num-units", type=int, default=200, help="units of the codec fitted on this speech")
+    parser.add_argument("--limit", type=int, help="take so many prompts; not given: all")
+    parser.add_argument("--longest", type=float, metavar="S", help="leave prompts of more seconds out; not given: none")
+    parser.add_argument("--hold-out", type=float, default=0.05, help="share of prompts for validation; 0: none")
     parser.add_argument("--tasks", nargs="+", default=["asr", "tts", "audio-lm"], help="datasets to build")
     args = parser.parse_args()
     if not SOUNDS.is_dir() or not TRANSCRIPTS.is_file():
@@ -37,7 +39,7 @@ def main() -> None:
         )
     out = args.out
     out.mkdir(parents=True, exist_ok=True)
-    write_atomically(out / "prompts.jsonl", "".join(prompts()))
+    write_atomically(out / "prompts.jsonl", "".join(prompts(args.longest)[: args.limit]))
     made, units = out / "manifest", str(args.num_units)
     about = ["--split", "train", "--licence", "CC-BY-SA-3.0", "--source", "Debian asterisk-core-sounds-en"]
     listed = ["--name", "asterisk", "--files", out / "prompts.jsonl", "--audio-root", SOUNDS, "--language", "en"]
@@ -47,32 +49,34 @@ def main() -> None:
     step("fit-tokenizer", "--manifest", made, "--num-units", units, "--out", out / "tokenizer")
     step("units", "--manifest", made, "--codec", out / "codec", "--out", out / "units")
     common = ["--manifest", made, "--units", out / "units", "--tokenizer", out / "tokenizer"]
-    common += ["--tokens", out / "tokenizer" / "token_map.json", "--hold-out", "0.05", "--hold-out-by", "row"]
+    common += ["--tokens", out / "tokenizer" / "token_map.json", "--hold-out", args.hold_out, "--hold-out-by", "row"]
+    parts = {"train": "train", "valid": "valid"} if args.hold_out else {"train": "all"}
     for task in args.tasks:
-        for part in ("train", "valid"):
-            step("build", "--task", task, *common, "--part", part, "--out", out / task / part)
-    datasets = [out / task / part for task in args.tasks for part in ("train", "valid")]
+        for name, part in parts.items():
+            step("build", "--task", task, *common, "--part", part, "--out", out / task / name)
+    datasets = [out / task / name for task in args.tasks for name in parts]
     step("verify", "--paths", made, out / "units", *datasets)
     step("stats", "--dataset", *datasets, "--manifest", made, "--units", out / "units", "--out", out / "stats.html")
 
 
-def prompts() -> list[str]:
+def prompts(longest_s: float | None) -> list[str]:
     """One JSON line a prompt that is speech: its file and its words. Beeps and silence stand in brackets."""
     lines = []
     for line in gzip.decompress(TRANSCRIPTS.read_bytes()).decode().splitlines():
         name, colon, text = line.partition(":")
         sound = SOUNDS / f"{name}.g722"
-        if colon and not name.startswith(";") and not text.strip().startswith("[") and sound.is_file():
+        is_speech = colon and not name.startswith(";") and not text.strip().startswith("[")
+        if is_speech and sound.is_file() and (longest_s is None or sound.stat().st_size <= longest_s * BYTES_S):
             row = {"id": name, "audio": f"{name}.g722", "text": text.strip(), "speaker": "allison"}
             lines.append(json.dumps(row) + "\n")
     return lines
 
 
 def step(*words: object) -> None:
-    command = [sys.executable, str(PREPARE), *(str(word) for word in words)]
-    print("\n$ " + shlex.join(["tools/prepare_data.py", *command[2:]]), flush=True)
-    if code := subprocess.run(command).returncode:
-        raise DataError(f"{words[0]} ended with code {code}; see above")
+    """One command, in this process: a process of its own would import for longer than most of them work."""
+    said = [str(word) for word in words]
+    print("\n$ " + shlex.join(["tools/prepare_data.py", *said]), flush=True)
+    run_prepare_data(said)
 
 
 if __name__ == "__main__":

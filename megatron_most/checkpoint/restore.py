@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
 
 import torch
 
@@ -32,16 +33,17 @@ class LocalTensors:
 
     @torch.no_grad()
     def fill(self, model: torch.nn.Module, new: Sequence[str] = ()) -> None:
-        """Every weight and buffer of the model, rounded to its precision. Do it before an engine is built. `new`: ends
-        of names of which a checkpoint without any is no damage; they stay as the model has them.
+        """Every weight and buffer of the model, rounded to its precision. Do it before an engine is built. `new`:
+        patterns of names of which a checkpoint without any is no damage; they stay as the model has them.
         """
         tensors = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         unknown = sorted(set(self._pieces) - set(tensors))
         if unknown:
             raise CheckpointError(f"{unknown[0]}: not in the model")
-        absent = tuple(end for end in new if not any(name.endswith(end) for name in self._reader.names("weight")))
+        stored = self._reader.names("weight")
+        absent = [pattern for pattern in new if not any(fnmatchcase(name, pattern) for name in stored)]
         for local in self._pieces:
-            if absent and local.endswith(absent):
+            if any(fnmatchcase(local, pattern) for pattern in absent):
                 continue
             value = self.read("weight", local, tensors[local].shape)
             assert value is not None, "a weight is there or an error"

@@ -6,11 +6,17 @@ In use:
     plan = build(config, facts)                  # raises ConfigError; facts come from runtime/ and upstream/
 """
 
+from megatron_most.config.augment import AugmentConfig, SpecAugmentConfig, check_augment
 from megatron_most.config.build import build, token_map
+from megatron_most.config.data import TaskConfig
 from megatron_most.config.folder import run_folder
 from megatron_most.config.load import dump, from_command_line, load_recipe, recipe_names, replace
 from megatron_most.config.meaning import meaning
+from megatron_most.config.partition import place
 from megatron_most.config.plan import Facts, LayoutPlan, MoEPlan, Plan
+from megatron_most.config.reference import reference
+from megatron_most.config.resume import begins_new, require_same_meaning, require_same_run
+from megatron_most.config.schedule import learning_rate
 from megatron_most.config.schema import (
     EngineConfig,
     LayoutConfig,
@@ -18,7 +24,6 @@ from megatron_most.config.schema import (
     MoEConfig,
     RecomputeConfig,
     RunConfig,
-    TaskConfig,
     TelemetryConfig,
     TokensConfig,
     TrainConfig,
@@ -26,6 +31,7 @@ from megatron_most.config.schema import (
 from megatron_most.config.size import Flops, Size, batch_rows, count_flops, count_parameters
 
 __all__ = [
+    "AugmentConfig",
     "EngineConfig",
     "Facts",
     "Flops",
@@ -38,20 +44,28 @@ __all__ = [
     "RecomputeConfig",
     "RunConfig",
     "Size",
+    "SpecAugmentConfig",
     "TaskConfig",
     "TelemetryConfig",
     "TokensConfig",
     "TrainConfig",
     "batch_rows",
+    "begins_new",
     "build",
+    "check_augment",
     "count_flops",
     "count_parameters",
     "dump",
     "from_command_line",
+    "learning_rate",
     "load_recipe",
     "meaning",
+    "place",
     "recipe_names",
+    "reference",
     "replace",
+    "require_same_meaning",
+    "require_same_run",
     "run_folder",
     "token_map",
 ]

@@ -9,14 +9,14 @@ import math
 from collections.abc import Iterator
 from dataclasses import fields, is_dataclass
 
+from megatron_most.config.augment import check_augment, check_spec_augment
+from megatron_most.config.data import DataConfig, TaskConfig
 from megatron_most.config.plan import LayoutPlan
 from megatron_most.config.schema import (
-    DataConfig,
     LayoutConfig,
     ModelConfig,
     MoEConfig,
     RunConfig,
-    TaskConfig,
     TrainConfig,
 )
 from megatron_most.errors import ConfigError
@@ -24,7 +24,7 @@ from megatron_most.errors import ConfigError
 AT_LEAST_ONE = {
     "tokens": ("num_units", "multiple"),
     "model": ("hidden_size", "num_layers", "num_heads", "num_kv_heads", "head_dim", "q_lora_rank", "dense_hidden_size")
-    + ("rope_original_length", "max_positions", "wave_stack"),
+    + ("rope_original_length", "max_positions", "wave_stack", "wave_heads", "wave_inner_size"),
     "layout": ("tensor", "pipeline", "context", "expert", "expert_tensor"),
     "recompute": ("num_layers",),
     "train": ("steps", "sequence_length", "micro_batch_size", "global_batch_size", "max_skipped")
@@ -239,6 +239,23 @@ def check_data(data: DataConfig) -> None:
         if train and not weight:
             remedy = "give it a weight, or leave the datasets out"
             raise ConfigError(f"data.{field.name}.weight", weight, "its datasets would never be read", remedy)
+        if not 0 <= (share := task.real_share) < 1:
+            remedy = "use 0 or more and less than 1"
+            raise ConfigError(f"data.{field.name}.real_share", share, "is no share beside synthetic data", remedy)
+        if bool(share) != bool(task.real):
+            wrong = f"data.{field.name}.real is {task.real}"
+            raise ConfigError(f"data.{field.name}.real_share", share, wrong, "give both, or neither")
+    check_augment(data.augment)
+    check_spec_augment(data.spec_augment)
+    if data.augment.changes_length:
+        name = "speed" if data.augment.speed else "tempo"
+        wrong = "would change how many frames a document has, and they are counted before they are heard"
+        remedy = 'set 0 (as "parts/augment-frames" does); speech to be made units of: prepare_data.py augment'
+        raise ConfigError(f"data.augment.{name}", getattr(data.augment, name), wrong, remedy)
+
+
+_OF_WAVE = ("wave_stack", "wave_tag", "wave_source", "wave_layers", "wave_heads", "wave_inner_size")
+MOST_WAVE_LAYERS = 1000
 
 
 def check_wave(config: RunConfig) -> None:
@@ -247,16 +264,33 @@ def check_wave(config: RunConfig) -> None:
     if model.wave_size % model.wave_stack:
         wrong = f"does not divide model.wave_size ({model.wave_size})"
         raise ConfigError("model.wave_stack", model.wave_stack, wrong, "wave_size is so many times the encoder's width")
+    _check_wave_layers(model)
     if model.wave_size:
         return
     for table, section, unsaid, names in (
-        ("model", model, ModelConfig(), ("wave_stack", "wave_tag", "wave_source")),
-        ("data", data, DataConfig(), ("frames", "audio_roots", "frames_model")),
+        ("model", model, ModelConfig(), _OF_WAVE),
+        ("data", data, DataConfig(), ("frames", "audio_roots", "frames_model", "augment", "spec_augment")),
     ):
         for name in names:
             if (value := getattr(section, name)) != getattr(unsaid, name):
                 wrong = "is about continuous features, and model.wave_size is 0"
                 raise ConfigError(f"{table}.{name}", value, wrong, "set model.wave_size, or leave it out")
+
+
+def _check_wave_layers(model: ModelConfig) -> None:
+    layers, width = model.wave_layers, model.wave_size // model.wave_stack
+    if not layers:
+        for name in ("wave_heads", "wave_inner_size"):
+            if (value := getattr(model, name)) != getattr(ModelConfig(), name):
+                wrong = "is about the encoder's layers that learn, and model.wave_layers is empty"
+                raise ConfigError(f"model.{name}", value, wrong, "set model.wave_layers, or leave it out")
+        return
+    if layers[0] < 1 or layers != tuple(range(layers[0], layers[0] + len(layers))) or layers[-1] > MOST_WAVE_LAYERS:
+        remedy = f"name the layers after the one that the data has, up to {MOST_WAVE_LAYERS}, as [10, 11]"
+        raise ConfigError("model.wave_layers", layers, "not layers one after the other, from 1 on", remedy)
+    if width and width % model.wave_heads:
+        wrong = f"does not divide the encoder's width ({width})"
+        raise ConfigError("model.wave_heads", model.wave_heads, wrong, "give the heads of the encoder")
 
 
 def check_watch(config: RunConfig) -> None:

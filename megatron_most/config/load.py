@@ -23,7 +23,7 @@ from megatron_most.errors import ConfigError
 
 RECIPES = Path(__file__).resolve().parent.parent / "recipes"
 UPSTREAM = ("core", "deepspeed")
-PARTS = ("parts/phase1", "parts/phase2")
+PARTS = ("parts/phase1", "parts/phase2", "parts/augment", "parts/augment-frames")
 """What a recipe can extend beside a model: no run by itself."""
 
 

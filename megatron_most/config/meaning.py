@@ -11,7 +11,7 @@ from megatron_most.config.schema import RunConfig
 
 _ALWAYS = (
     "attention", "hidden_size", "num_layers", "num_heads", "dense_hidden_size", "norm_eps", "tied_embeddings",
-    "wave_size", "wave_stack", "wave_tag", "wave_source", "rope", "rope_theta",
+    "wave_size", "wave_stack", "wave_tag", "wave_source", "wave_layers", "rope", "rope_theta",
 )  # fmt: skip
 _OF_ATTENTION = {
     "mla": ("kv_lora_rank", "q_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim"),
@@ -35,6 +35,8 @@ def meaning(config: RunConfig) -> dict[str, object]:
     if model.attention == "gqa":
         found["model.num_kv_heads"] = model.num_kv_heads or model.num_heads
         found["model.head_dim"] = model.head_dim or model.hidden_size // model.num_heads
+    if model.wave_layers:
+        found |= {f"model.{name}": getattr(model, name) for name in ("wave_heads", "wave_inner_size")}
     found["moe.num_experts"] = moe.num_experts
     if moe.num_experts:
         found |= {f"moe.{name}": getattr(moe, name) for name in _OF_EXPERTS}

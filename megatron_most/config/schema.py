@@ -10,6 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from megatron_most.config.data import DataConfig
+
 Scalar = bool | int | float | str
 
 
@@ -18,9 +20,7 @@ class TokensConfig:
     """The vocabulary: a backbone's own tokens, the speech units and their markers."""
 
     backbone: Literal["deepseek", "llama", "tiny", "file"] = "deepseek"
-    """Whose text vocabulary: deepseek (102400 rows), llama (128256 rows), tiny (small numbers, for tests and demos), or
-    that of `file`.
-    """
+    """Whose text vocabulary: deepseek (102400 rows), llama (128256 rows), tiny (for tests), or that of `file`."""
     file: str | None = None
     """backbone = "file": a token_map.json, as data preparation and checkpoints hold it; it decides the other fields."""
     num_units: int = 500
@@ -38,6 +38,7 @@ class ModelConfig:
     hidden_size: int = 2048
     """Width of the residual stream."""
     num_layers: int = 27
+    """Transformer layers."""
     num_heads: int = 16
     """Query heads."""
     kv_lora_rank: int = 512
@@ -59,8 +60,11 @@ class ModelConfig:
     dense_hidden_size: int = 10944
     """Inner width of the dense feed-forward layers (HF intermediate_size)."""
     norm_eps: float = 1e-6
+    """Added to the mean square in every norm."""
     tied_embeddings: bool = False
+    """The output layer is the embedding."""
     init_std: float = 0.02
+    """Spread of the first weights."""
     wave_size: int = 0
     """Width of continuous speech features that enter through a linear projector (HuBERT-base: 768); 0 = units only."""
     wave_stack: int = 1
@@ -75,17 +79,33 @@ class ModelConfig:
     """What makes the features: the hash in dataset.json, or its beginning, so that no other is taken by mistake; not
     set = whatever made those of the data.
     """
+    wave_layers: tuple[int, ...] = ()
+    """Layers of the encoder, counted from 1, that are part of the model and learn: 10, 11 where the data has frames of
+    layer 9. A first run takes them from the data's HuBERT; those of MFCCs begin at random. Empty = a frozen encoder.
+    """
+    wave_heads: int = 12
+    """wave_layers: attention heads of each."""
+    wave_inner_size: int = 3072
+    """wave_layers: inner width of each one's feed-forward."""
 
     rope: Literal["plain", "yarn", "llama3"] = "yarn"
+    """Rotary positions: as they are, or stretched as DeepSeek (yarn) or Llama 3 (llama3) do."""
     rope_theta: float = 10000.0
+    """Base of the rotary frequencies."""
     rope_factor: float = 40.0
     """yarn, llama3: how many times longer than rope_original_length positions may get."""
     rope_original_length: int = 4096
+    """yarn, llama3: positions that the weights were first trained on."""
     rope_beta_fast: float = 32.0
+    """yarn: dimensions that turn more often than this over the original length stay as they are."""
     rope_beta_slow: float = 1.0
+    """yarn: those that turn less often are stretched by the whole factor."""
     rope_mscale: float = 0.707
+    """yarn: how far rotated queries and keys are scaled, over rope_mscale_all_dim."""
     rope_mscale_all_dim: float = 0.707
+    """yarn: how far the attention's logits are scaled."""
     max_positions: int = 163840
+    """train.sequence_length must not be longer."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +159,7 @@ class MoEConfig:
     """Balancing by a bias on the choice (not on the weights), moved this much a step towards idle experts; 0 = off."""
 
     dispatcher: Literal["auto", "alltoall", "allgather"] = "auto"
+    """How tokens reach their experts: alltoall, allgather; auto = whichever the device can do."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,9 +183,11 @@ class RecomputeConfig:
     """Activations that are computed again in the backward pass instead of being kept."""
 
     granularity: Literal["none", "full", "selective"] = "none"
+    """none, full: whole layers, selective: the modules named below."""
     method: Literal["uniform", "block"] = "uniform"
     """full: recompute every num_layers layers as one (uniform). block is refused where it loses the tags."""
     num_layers: int = 1
+    """full: layers recomputed as one."""
     modules: tuple[str, ...] = ("core_attn",)
     """selective: any of core_attn, mla_up_proj, mlp, moe, shared_experts."""
 
@@ -176,52 +199,11 @@ class EngineConfig:
     kind: Literal["plain", "deepspeed"] = "plain"
     """plain: a torch optimizer, every rank holds all of its state. deepspeed: ZeRO."""
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    """Of the computation; bf16 and fp16 keep float32 masters."""
     zero_stage: int = 1
-    """deepspeed: what is spread over data-parallel ranks: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too.
-    """
+    """deepspeed: what data-parallel ranks share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
     offload_optimizer: bool = False
     """deepspeed: keep optimizer state in host memory."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TaskConfig:
-    """One task of the blend."""
-
-    weight: float = 0.0
-    """Share of the documents drawn, beside the other tasks' weights; 0 = not used."""
-    train: tuple[str, ...] = ()
-    """Folders of datasets, read as one."""
-    valid: tuple[str, ...] = ()
-    """Folders of validation datasets; may be given without a weight."""
-    long: Literal["default", "drop", "split", "cut_left", "refuse"] = "default"
-    """Documents longer than a row: leave them out, split them into rows, keep their end, or stop. default: split
-    text-lm, audio-lm and interleaved, drop the others.
-    """
-
-
-@dataclass(frozen=True, kw_only=True)
-class DataConfig:
-    """What a phase learns from."""
-
-    asr: TaskConfig = field(default_factory=TaskConfig)
-    tts: TaskConfig = field(default_factory=TaskConfig)
-    text_lm: TaskConfig = field(default_factory=TaskConfig)
-    audio_lm: TaskConfig = field(default_factory=TaskConfig)
-    interleaved: TaskConfig = field(default_factory=TaskConfig)
-    speech_instruct: TaskConfig = field(default_factory=TaskConfig)
-    text_instruct: TaskConfig = field(default_factory=TaskConfig)
-    window: int = 2048
-    """Documents that are packed into rows together."""
-    validation_documents: int = 256
-    """Of each validation set, its first."""
-    frames: tuple[str, ...] = ()
-    """Folders of kept frames (prepare_data.py frames); each is found by the dataset that it was made of."""
-    audio_roots: tuple[str, ...] = ()
-    """Where the recordings lie of which datasets have continuous frames that are not kept; searched in this order."""
-    frames_model: str | None = None
-    """The HuBERT model that makes those, if it is not where the dataset says."""
-    frames_threads: int = 0
-    """How many hear at once; 0 = as many as there are cores for the process, eight at most."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -289,6 +271,7 @@ class TrainConfig:
     """One phase of training."""
 
     seed: int = 42
+    """Of first weights and the order of the data."""
     steps: int = 100
     """Optimizer steps."""
     sequence_length: int = 2048
@@ -316,6 +299,7 @@ class TrainConfig:
     decay_steps: int = 0
     """wsd: steps of the fall."""
     end_ratio: float = 0.0
+    """Of the learning rate: what is left at the last step."""
     freeze: tuple[str, ...] = ()
     """What does not learn, by patterns of checkpoint names ("decoder.layers.*.self_attention.*", "*.router.*"), or
     "experts:GROUP" for all routed experts of a group ("experts:text").
@@ -333,12 +317,17 @@ class TrainConfig:
     the run goes back to its last checkpoint, and on with the data that comes after the spike. 0 = never.
     """
     spike_window: int = 100
+    """Steps that the median is taken of."""
     spike_steps: int = 3
+    """So many in a row are a spike."""
     max_rollbacks: int = 3
     """Spikes after which the run stops instead."""
     betas: tuple[float, float] = (0.9, 0.95)
+    """AdamW: decay of the mean and of the mean square of gradients."""
     epsilon: float = 1e-8
+    """AdamW: added to the root of the mean square."""
     weight_decay: float = 0.0
+    """AdamW: share of a weight taken off, times the learning rate."""
     clip: float = 1.0
     """Largest norm of the whole gradient; 0 = no clipping."""
 
@@ -348,7 +337,9 @@ class RunConfig:
     """One run, whole."""
 
     name: str = "most-16b"
+    """Of the run, and of its folder."""
     device: Literal["auto", "cpu", "gpu"] = "auto"
+    """auto: a GPU where there is one."""
     tokens: TokensConfig = field(default_factory=TokensConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     moe: MoEConfig = field(default_factory=MoEConfig)
@@ -362,8 +353,6 @@ class RunConfig:
     train: TrainConfig = field(default_factory=TrainConfig)
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     core: dict[str, Scalar] = field(default_factory=dict)
-    """More settings of Megatron-Core's TransformerConfig, by upstream name; what we set or cannot keep true is
-    refused.
-    """
+    """More of Megatron-Core's TransformerConfig, by upstream name; what we set or cannot keep true is refused."""
     deepspeed: dict[str, Scalar] = field(default_factory=dict)
     """More settings of DeepSpeed's JSON, by dotted upstream names ("zero_optimization.overlap_comm"); likewise."""

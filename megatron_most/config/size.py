@@ -23,6 +23,8 @@ def count_parameters(plan: Plan) -> Size:
     model, moe, width = plan.config.model, plan.config.moe, plan.config.model.hidden_size
     embeddings = plan.tokens.vocab_size * width * (1 if model.tied_embeddings else 2)
     wave = (model.wave_size + 1) * width if model.wave_size else 0
+    frame, inner = model.wave_size // model.wave_stack, model.wave_inner_size
+    wave += len(model.wave_layers) * (4 * frame * (frame + 1) + inner * (2 * frame + 1) + frame + 4 * frame)
     everywhere = model.num_layers * (_attention(plan) + 2 * width) + width + embeddings + wave
     dense_layers = len(set(moe.dense_layers)) if moe.num_experts else model.num_layers
     everywhere += dense_layers * 3 * width * model.dense_hidden_size

@@ -6,14 +6,17 @@ import argparse
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from megatron_most.config import LayoutConfig
-from megatron_most.converse.models import open_any
-from megatron_most.converse.talker import TASKS, Said, Talker, Task
+from megatron_most.converse.choices import TASKS, Task
 from megatron_most.errors import ConfigError
 from megatron_most.generate import Settings
 from megatron_most.runtime import get_logger
-from megatron_most.speech import load_codec, load_vocoder, write_sound
+from megatron_most.speech import checked_speaker, load_codec, load_vocoder, sound_format, write_sound
+
+if TYPE_CHECKING:
+    from megatron_most.converse.talker import Said
 
 _log = get_logger(__name__)
 _TEACH = """\
@@ -46,16 +49,34 @@ def run_generate(args: Sequence[str] | None = None) -> None:
         seed=chosen.seed,
     )
     layout = LayoutConfig(tensor=chosen.tensor, expert=chosen.expert)
+    # Late: usage lines cost no import of torch.
+    from megatron_most.converse.ears import open_ears
+    from megatron_most.converse.models import open_any
+    from megatron_most.converse.routing import write_routing
+    from megatron_most.converse.talker import Talker
+
     # What can be wrong without the model is looked at before it is loaded.
     codec = load_codec(chosen.codec, model=chosen.codec_model) if chosen.codec else None
     voice = load_vocoder(chosen.vocoder) if chosen.vocoder else None
+    if voice is not None:
+        checked_speaker(chosen.speaker, voice.num_speakers)
+        sound_format(chosen.out)
     with open_any(chosen.model, layout=layout, device=chosen.device, precision=chosen.precision) as opened:
-        talker = Talker(opened, tokenizer=chosen.tokenizer, templates=chosen.templates, codec=codec)
+        ears = open_ears(opened, codec, chosen.codec_model) if chosen.audio else None
+        talker = Talker(
+            opened,
+            tokenizer=chosen.tokenizer,
+            templates=chosen.templates,
+            trust_templates=chosen.trust_templates,
+            ears=ears,
+        )
         if voice is not None:
             opened.made_with.require_codec(voice.codec_hash, str(chosen.vocoder), str(opened.folder))
-        units = talker.hear(chosen.audio) if chosen.audio else None
-        prompt = talker.prompt(task, chosen.prompt, units)
+        heard = talker.hear(chosen.audio) if chosen.audio else None
+        prompt = talker.prompt(task, chosen.prompt, heard)
         [said] = talker.answer([prompt], settings)
+        if chosen.routing is not None:
+            write_routing(chosen.routing, talker, prompt, said.answer.ids)
         if not opened.leads:
             return
         _print(said)
@@ -85,12 +106,19 @@ def _parser() -> argparse.ArgumentParser:
     add("--task", choices=TASKS, help="not given: asr for speech alone, else chat")
     add("--mode", choices=("free", "text-only", "audio-only"), help="of the answer; not given: as the task has it")
     add("--out", type=Path, metavar="FILE", help="speech of the answer: .wav or .flac")
+    add("--routing", type=Path, metavar="FILE", help="write which experts each token used, as JSON; for report.py")
     add("--vocoder", type=Path, metavar="FOLDER", help="what speaks the units, of the model's codec")
     add("--speaker", type=int, default=0, help="the vocoder's voice")
-    add("--codec", help="folder or preset of the codec that made the model's units; needed for --audio")
-    add("--codec-model", type=Path, metavar="FOLDER", help="the codec's HuBERT, where it has moved")
+    add("--codec", help="folder or preset of the codec that made the model's units; to hear --audio by")
+    add(
+        "--codec-model",
+        type=Path,
+        metavar="FOLDER",
+        help="the HuBERT of the codec, or of the frames that a MoST-C model hears, where it has moved",
+    )
     add("--tokenizer", type=Path, help="of the model's data; exported folders have their own")
     add("--templates", help="by name or file; not given: those of the model's data")
+    add("--trust-templates", action="store_true", help="take --templates though the model has learnt others")
     add("--max-new-tokens", type=int, default=Settings.max_new_tokens)
     add("--temperature", type=float, default=Settings.temperature, help="0: always the likeliest token")
     add("--top-p", type=float, default=Settings.top_p)

@@ -1,32 +1,36 @@
-"""Talker: text and waves to prompts, answers to text and units; the codec is proven to be the model's before it hears.
+"""Talker: text and waves to prompts, answers to text and units.
 
 Prompts are laid out by the templates that the model has learnt (data/asking.py). Several are answered together.
 """
 
+# T frames, F width of a frame
+
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from pathlib import Path
-from typing import Literal
 
 import numpy as np
 
-from megatron_most.converse.models import Opened
-from megatron_most.data import load_tokenizer
+from megatron_most.converse.choices import Task
+from megatron_most.converse.ears import Ears, Heard, hears_frames
+from megatron_most.converse.models import Opened, templates_of, tokenizer_of
+from megatron_most.data import Wave
 from megatron_most.data.asking import Tokens, ask, begin, instruct
-from megatron_most.data.rows import Turn
+from megatron_most.data.document import AudioSpan
+from megatron_most.data.rows import Part, SpeechPart, Turn
 from megatron_most.data.tasks import TaskContext
-from megatron_most.data.templates import Templates, load_templates, template_names
 from megatron_most.errors import DataError
-from megatron_most.generate import Answer, IsCancelled, Mode, OnToken, Prompt, Settings, generate
-from megatron_most.speech import AudioError, SpeechCodec, Vocoder, read_span
+from megatron_most.generate import Answer, IsCancelled, OnToken, Prompt, Settings, check_prompt, generate
+from megatron_most.speech import AudioError, Vocoder, probe, read_span
 from megatron_most.vocab import AUDIO
 
-Task = Literal["asr", "tts", "chat", "plain"]
-TASKS: dict[Task, Mode] = {"asr": "text-only", "tts": "audio-only", "chat": "free", "plain": "free"}
-"""Each with the mode of its answers. plain: go on with the text, as a base model does."""
+MOST_S = 600.0
+"""Of a sound file."""
+SaidPart = str | Heard
+"""A text, units, or a sound as frames."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +45,7 @@ class Said:
 
 
 class Talker:
-    """A model with its tokenizer, and a codec where it shall hear."""
+    """A model with its tokenizer, and with ears (open_ears) where it shall hear."""
 
     def __init__(
         self,
@@ -49,67 +53,83 @@ class Talker:
         *,
         tokenizer: Path | str | None = None,
         templates: str | None = None,
-        codec: SpeechCodec | None = None,
+        trust_templates: bool = False,
+        ears: Ears | None = None,
     ) -> None:
-        self.opened, self.codec = opened, codec
-        path = tokenizer or opened.tokenizer
-        if path is None:
-            raise DataError(f"{opened.folder}: holds no tokenizer; give the one of its data with --tokenizer")
-        loaded = load_tokenizer(path)
-        if tokenizer is not None and Path(tokenizer) != opened.tokenizer:
-            opened.made_with.require_tokenizer(loaded.identity, str(path), str(opened.folder))
-        if codec is not None:
-            opened.made_with.require_codec(codec.identity.hash, codec.identity.name, str(opened.folder))
-        self.tokenizer = loaded
+        self.opened, self.ears = opened, ears
+        self.hears_frames = hears_frames(opened)
+        self.tokenizer = tokenizer_of(opened, tokenizer)
+        tag = opened.model.frames_tag
         self.context = TaskContext(
-            token_map=opened.model.tokens, tokenizer=loaded, templates=_templates(opened, templates)
-        )
+            token_map=opened.model.tokens, tokenizer=self.tokenizer,
+            templates=templates_of(opened, templates, may_differ=trust_templates),
+            frames_tag=AUDIO if tag is None else tag,
+        )  # fmt: skip
 
-    def hear(self, path: Path | str) -> tuple[int, ...]:
-        """The units of a sound file."""
-        if self.codec is None:
+    def hear(self, path: Path | str) -> Heard:
+        """What the model is given of a sound file."""
+        if self.ears is None:
             raise DataError(f"{path}: a codec is needed to hear it; give the data's with --codec")
         try:
-            wave = read_span(path, sample_rate=self.codec.identity.sample_rate)
+            seconds = probe(path).duration
+            if seconds > MOST_S:  # before hours of it are decoded
+                raise DataError(f"{path}: {seconds:.0f} s; at most {MOST_S:g} s are heard at once; cut it")
+            wave = read_span(path, sample_rate=self.ears.sample_rate)
         except AudioError as error:
             raise DataError(f"{path}: cannot be heard: {error}") from error
         return self.hear_wave(wave, str(path))
 
-    def hear_wave(self, wave: np.ndarray, name: str) -> tuple[int, ...]:
-        """The units of mono float32 at the codec's rate. DataError where it is too short or no sound."""
-        assert self.codec is not None, "hear() has looked"
-        if len(wave) < self.codec.min_samples:
-            seconds = self.codec.min_samples / self.codec.identity.sample_rate
+    def hear_wave(self, wave: np.ndarray, name: str) -> Heard:
+        """Of mono float32 at the ears' rate. DataError where it is too short, too long or no sound."""
+        assert self.ears is not None, "hear() has looked"
+        if len(wave) < self.ears.min_samples:
+            seconds = self.ears.min_samples / self.ears.sample_rate
             raise DataError(f"{name}: {len(wave)} samples; the codec needs {seconds:g} s at least")
         if not np.isfinite(wave).all():
             raise DataError(f"{name}: holds samples that are not finite")
-        [found] = self.codec.encode([wave])
-        units = tuple(int(unit) for unit in found.units)
+        heard = self.ears(wave)
         most = self.opened.model.max_positions
-        if len(units) + 2 > most:
-            seconds = len(wave) / self.codec.identity.sample_rate
-            raise DataError(f"{name}: {seconds:.0f} s are {len(units)} units, the model has {most} positions; cut it")
-        return units
+        if len(heard) + 2 > most:
+            seconds, what = len(wave) / self.ears.sample_rate, "units" if isinstance(heard, tuple) else "frames"
+            raise DataError(f"{name}: {seconds:.0f} s are {len(heard)} {what}, the model has {most} positions; cut it")
+        return heard
 
-    def prompt(self, task: Task, text: str | None = None, units: Sequence[int] | None = None) -> Prompt:
-        """Of one request. asr takes units, tts and plain take text, chat takes either or both."""
+    def prompt(self, task: Task, text: str | None = None, heard: Heard | None = None) -> Prompt:
+        """Of one request. asr takes what was heard, tts and plain take text, chat takes either or both."""
+        is_heard = heard is not None and len(heard) > 0
         if task == "plain":
-            if units is not None:
+            if is_heard:
                 raise DataError("task plain goes on with a text; use asr or chat for speech")
-            return _prompt(begin(text or "", self.context))
+            return self._prompt(begin(text or "", self.context))
         if task != "chat":
-            wanted, other = (units, text) if task == "asr" else (text, units)
-            if not wanted or other is not None:
+            if (is_heard, bool(text)) != ((True, False) if task == "asr" else (False, True)):
                 raise DataError(f"task {task} takes {'speech and no text' if task == 'asr' else 'text and no speech'}")
-            return _prompt(instruct(task, text if task == "tts" and text else tuple(units or ()), self.context))
-        parts = [part for part in (text, tuple(units) if units else None) if part]
+            given, context, frames = self._written([text or "" if heard is None else heard])
+            return self._prompt(instruct(task, given[0], context), frames)
+        parts = [*([text] if text else []), *([heard] if is_heard and heard is not None else [])]
         if not parts:
             raise DataError("nothing was said; give text, speech or both")
-        return self.chat([Turn(role="user", parts=tuple(parts))])
+        return self.chat([("user", parts)])
 
-    def chat(self, turns: Sequence[Turn]) -> Prompt:
-        """Of a conversation that ends with the user; parts are texts and units."""
-        return _prompt(ask(turns, self.context))
+    def chat(self, turns: Sequence[tuple[str, Sequence[SaidPart]]]) -> Prompt:
+        """Of a conversation that ends with the user: roles, and what each has said."""
+        written, context, frames = self._written([part for _, parts in turns for part in parts])
+        rest = iter(written)
+        asked = [Turn(role=role, parts=tuple(next(rest) for _ in parts)) for role, parts in turns]
+        return self._prompt(ask(asked, context), frames)
+
+    def _written(self, parts: Sequence[SaidPart]) -> tuple[list[Part], TaskContext, list[np.ndarray]]:
+        """Parts as prompts are made of them, the context that knows the frames among them, and these."""
+        frames = [part for part in parts if isinstance(part, np.ndarray)]
+        names = iter(range(len(frames)))
+        written = [SpeechPart(str(next(names))) if isinstance(part, np.ndarray) else part for part in parts]
+        return written, with_frames(self.context, frames) if self.hears_frames else self.context, frames
+
+    def _prompt(self, tokens: Tokens, frames: Sequence[np.ndarray] = ()) -> Prompt:
+        """DataError where it leaves no room for an answer: among others answered with it, it would end them too."""
+        prompt, model = laid_out(tokens, self.context.token_map.begin_wave_id, frames), self.opened.model
+        check_prompt(prompt, model.tokens.tag_table(), model.max_positions, "what was said")
+        return prompt
 
     def answer(
         self,
@@ -146,25 +166,21 @@ class Talker:
         return np.concatenate([voice.speak(units, speaker=speaker) for units in said.units])
 
 
-def _prompt(tokens: Tokens) -> Prompt:
+def with_frames(context: TaskContext, frames: Sequence[np.ndarray]) -> TaskContext:
+    """In which a SpeechPart of the name "0" stands for the first of the frames, and so on."""
+
+    def span(name: str) -> AudioSpan:
+        return AudioSpan(audio=name, size=0, start=0.0, duration=0.0, frames=len(frames[int(name)]))
+
+    return replace(context, spans_of=span)
+
+
+def laid_out(tokens: Tokens, begin_wave_id: int, frames: Sequence[np.ndarray] = ()) -> Prompt:
+    """A prompt, with its frames [T, F] in their order. Begin wave ids stand for frames and for nothing else."""
     ids, tags = tokens
-    return Prompt(ids.tolist(), tags.tolist())
-
-
-def _templates(opened: Opened, asked: str | None) -> Templates:
-    """Those asked for, or the only ones that the model has learnt; checked against the hash it has learnt them with."""
-    learnt = dict(opened.made_with.templates)
-    if asked is None and len(learnt) > 1:
-        raise DataError(f"{opened.folder}: has learnt templates {', '.join(learnt)}; choose one with --templates")
-    name = asked or next(iter(learnt), "chat")
-    if asked is None and name not in template_names():
-        raise DataError(
-            f"{opened.folder}: has learnt templates {name}, which do not ship; give its file with --templates"
-        )
-    found = load_templates(name)
-    if learnt and found.hash not in learnt.values():
-        raise DataError(
-            f"{opened.folder}: templates {name} ({found.hash[:12]}) are not as the model has learnt them; give the "
-            "file that the data was built with"
-        )
-    return found
+    places_N = np.flatnonzero(ids == begin_wave_id)
+    assert len(places_N) == sum(map(len, frames)), f"{len(places_N)} places of frames for {list(map(len, frames))}"
+    if not frames:
+        return Prompt(ids.tolist(), tags.tolist(), None)
+    starts_N = np.isin(np.arange(len(places_N)), np.cumsum([0, *map(len, frames[:-1])]))
+    return Prompt(ids.tolist(), tags.tolist(), Wave(places_N, np.concatenate(frames), starts_N))

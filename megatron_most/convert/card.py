@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any
 
 from megatron_most.config import Plan, RunConfig, TaskConfig, count_parameters
+from megatron_most.convert.options import Card
 from megatron_most.convert.ours import Ours
 from megatron_most.convert.upcycling import describe
 from megatron_most.runtime import printable
@@ -14,19 +15,7 @@ from megatron_most.runtime import printable
 UNKNOWN = "not stated"
 
 
-@dataclass(frozen=True, kw_only=True)
-class Card:
-    """What only the user knows of the model."""
-
-    licence: str | None = None
-    """As the hub names it ("apache-2.0", "other"); the backbone's licence binds its descendants."""
-    base_model: str | None = None
-    """The backbone's name on the hub."""
-    languages: tuple[str, ...] = ()
-    """ISO codes."""
-
-
-def render(card: Card, ours: Ours, plan: Plan, family: str, config: dict[str, Any]) -> str:
+def render(card: Card, ours: Ours, plan: Plan, family: str, config: dict[str, Any], has_tokenizer: bool) -> str:
     """README.md."""
     size, name = count_parameters(plan), ours.config.name
     base = card.base_model or printable(ours.source.get("folder", ""))  # a folder's name may be no text
@@ -57,7 +46,7 @@ Everything that `resolved.toml` said of the training run is in the checkpoint th
 ## Loading
 
 ```python
-{_how_to_load(family)}
+{_how_to_load(family, has_tokenizer)}
 ```
 """
 
@@ -90,11 +79,13 @@ def _experts(plan: Plan) -> str:
     return f"| experts | {plan.moe.num_experts} routed, {plan.moe.top_k} per token ({owned}); gate {plan.moe.gate} |\n"
 
 
-def _how_to_load(family: str) -> str:
-    if family != "most":
-        return 'from transformers import AutoModelForCausalLM\n\nmodel = AutoModelForCausalLM.from_pretrained("FOLDER")'
-    return """from megatron_most.convert.most_hf import register  # or pass trust_remote_code=True instead
-from transformers import AutoModelForCausalLM
-
-register()
-model = AutoModelForCausalLM.from_pretrained("FOLDER")"""
+def _how_to_load(family: str, has_tokenizer: bool) -> str:
+    """A test runs it."""
+    lines, classes = [], "AutoModelForCausalLM, AutoTokenizer" if has_tokenizer else "AutoModelForCausalLM"
+    if family == "most":
+        lines += ["from megatron_most.convert.most_hf import register  # or pass trust_remote_code=True instead"]
+    lines += [f"from transformers import {classes}", "", *(["register()"] if family == "most" else [])]
+    lines += ['model = AutoModelForCausalLM.from_pretrained("FOLDER")']
+    if has_tokenizer:
+        lines += ['tokenizer = AutoTokenizer.from_pretrained("FOLDER")  # [Hu7] is unit 7']
+    return "\n".join(lines)

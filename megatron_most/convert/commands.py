@@ -2,7 +2,7 @@
 
 import and export print sizes, counts and seconds before they start, and compare logits with transformers' before they
 end; a folder appears whole or not at all, and the same command goes on where a kill or a full disk stopped it.
-"""
+"""  # shown to users; imports of torch are late in here, so that usage lines cost none
 
 from __future__ import annotations
 
@@ -13,14 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any
 
-import torch
 import tyro
 
-from megatron_most.convert.exporter import ExportOptions, prepare_export, run_export
-from megatron_most.convert.importer import ImportOptions, Layout, prepare_import, run_import
-from megatron_most.convert.look import inspect, verify
-from megatron_most.convert.ours import open_ours
-from megatron_most.convert.reshard import prepare_reshard, run_reshard
+from megatron_most.convert.options import ExportOptions, ImportOptions, Layout
 from megatron_most.runtime import get_logger, set_threads
 
 say = get_logger(__name__).info
@@ -45,6 +40,8 @@ class Import:
     options: Annotated[ImportOptions, tyro.conf.arg(name="")] = field(default_factory=ImportOptions)
 
     def run(self) -> None:
+        from megatron_most.convert.importer import prepare_import, run_import
+
         prepared = prepare_import(self.source, self.out, self.options)
         say("%s", prepared)
         if not self.plan:
@@ -70,6 +67,9 @@ class Export:
     options: Annotated[ExportOptions, tyro.conf.arg(name="")] = field(default_factory=ExportOptions)
 
     def run(self) -> None:
+        from megatron_most.convert.exporter import prepare_export, run_export
+        from megatron_most.convert.ours import open_ours
+
         prepared = prepare_export(open_ours(self.source), self.options)
         say("%s", prepared)
         if not self.plan:
@@ -88,6 +88,9 @@ class Reshard:
     layout: Layout = field(default_factory=Layout)
 
     def run(self) -> None:
+        from megatron_most.convert.ours import open_ours
+        from megatron_most.convert.reshard import prepare_reshard, run_reshard
+
         prepared = prepare_reshard(open_ours(self.source), self.layout)
         say("%s", prepared)
         if not self.plan:
@@ -118,6 +121,8 @@ class Inspect:
     reading: Annotated[Reading, tyro.conf.arg(name="")] = field(default_factory=Reading)
 
     def run(self) -> None:
+        from megatron_most.convert.look import inspect
+
         print(inspect(self.path, self.reading.options(), hashes=self.hashes), end="")
 
 
@@ -131,6 +136,8 @@ class Verify:
     reading: Annotated[Reading, tyro.conf.arg(name="")] = field(default_factory=Reading)
 
     def run(self) -> None:
+        from megatron_most.convert.look import verify
+
         for path in self.paths:
             say("%s: %s", path, verify(path, self.reading.options(), finite=self.finite))
 
@@ -148,6 +155,8 @@ def run_convert_ckpt(args: Sequence[str] | None = None) -> None:
     command = tyro.cli(functools.reduce(operator.or_, named), args=args, prog="convert_ckpt.py", description=__doc__)
     # Numbers pass through once: more threads than one wait for memory and for each other. With two, on two busy cores,
     # a gate took three times as long and twice the CPU time.
+    import torch
+
     threads = torch.get_num_threads()
     set_threads(1)
     try:

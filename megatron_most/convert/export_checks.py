@@ -13,6 +13,7 @@ import torch
 
 from megatron_most.checkpoint import DTYPES
 from megatron_most.config import Plan
+from megatron_most.convert.export_job import Export
 from megatron_most.convert.hf_folder import HfFolder
 from megatron_most.convert.prompts import Prompts, gate_prompts
 from megatron_most.convert.readers import CONSTANT, as_base
@@ -20,7 +21,6 @@ from megatron_most.runtime import get_logger
 from megatron_most.vocab import TEXT
 
 if TYPE_CHECKING:
-    from megatron_most.convert.exporter import Export
     from megatron_most.convert.lent import Read
 
 BUFFERS = (CONSTANT, ".mlp.router.expert_bias")

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
@@ -25,16 +25,18 @@ from megatron_most.checkpoint import DTYPES, MADE_WITH, TensorFile
 from megatron_most.config import Plan
 from megatron_most.convert import card, hf_tokenizer
 from megatron_most.convert.export_checks import check_export, require_comparable
+from megatron_most.convert.export_job import Export
 from megatron_most.convert.families import Family, family_for, family_named, has_modalities
 from megatron_most.convert.families.fields import without_modalities
 from megatron_most.convert.families.most import ENCODER
 from megatron_most.convert.hf_folder import CONFIG, INDEX, SINGLE
-from megatron_most.convert.importer import ASIDE, JOB
+from megatron_most.convert.import_job import ASIDE, JOB
+from megatron_most.convert.options import ExportOptions
 from megatron_most.convert.ours import Ours
 from megatron_most.convert.sources import is_finite
 from megatron_most.convert.tables import Link, Shape, link
 from megatron_most.convert.token_maps import FILE as TOKEN_MAP
-from megatron_most.convert.writing import OutFile, Sums, describe_work, require_apart, write_folder
+from megatron_most.convert.writing import OutFile, Sums, require_apart, write_folder
 from megatron_most.data import MadeWith
 from megatron_most.errors import CheckpointError
 from megatron_most.runtime import sha256_file, write_atomically
@@ -42,47 +44,6 @@ from megatron_most.vocab import TEXT
 
 _SIZE = re.compile(r"([0-9]+(?:\.[0-9]+)?)\s*([KMG]?)B?", re.IGNORECASE)
 _UNITS = {"": 1.0, "K": 1e3, "M": 1e6, "G": 1e9}
-
-
-@dataclass(frozen=True, kw_only=True)
-class ExportOptions:
-    """How a checkpoint is exported."""
-
-    family: Literal["auto", "most", "deepseek_v2", "llama", "qwen3_moe"] = "auto"
-    """What it is exported as; auto: what can say all of it."""
-    text_only: bool = False
-    """Keep the text experts alone, as a model without modalities."""
-    drop_routing: bool = False
-    """Keep all experts and forget whose they are: another model."""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """Not set = as stored (training stores float32)."""
-    shard_size: str = "5GB"
-    tokenizer: Path | None = None
-    """A tokenizer's folder, which goes with the model; units and marks are added to it."""
-    aside: Path | None = None
-    """MoST-C: the imported checkpoint that holds what was kept beside the model."""
-    card: card.Card = card.Card()
-    gate: bool = True
-    """Compare logits with the checkpoint's before the folder gets its name."""
-
-
-@dataclass(frozen=True)
-class Export:
-    """A conversion that has been checked."""
-
-    ours: Ours
-    family: Family
-    plan: Plan
-    """Of the model as it is exported."""
-    config: dict[str, Any]
-    files: list[OutFile]
-    options: ExportOptions
-    folded: dict[int, float]
-    """What the experts of a layer are multiplied by, where a constant has no other place."""
-    tokenizer: hf_tokenizer.Files
-
-    def __str__(self) -> str:
-        return f"{self.family.name} from {self.ours.folder}, step {self.ours.record.step}: {describe_work(self.files)}"
 
 
 def prepare_export(ours: Ours, options: ExportOptions) -> Export:
@@ -113,7 +74,7 @@ def prepare_export(ours: Ours, options: ExportOptions) -> Export:
     parts = [part for found in links for part in _parts(ours, found, dtype, folded)]
     types = [str(part.dtype).removeprefix("torch.") for part in parts]
     config["torch_dtype"] = max(sorted(set(types)), key=types.count)
-    files = _shards(parts + list(_aside(ours, family, options)), options.shard_size)
+    files = _shards(parts + list(_aside(ours, family, options, {part.name for part in parts})), options.shard_size)
     tokenizer = {} if options.tokenizer is None else hf_tokenizer.read(options.tokenizer, ours.tokens)
     made = Export(ours, family, plan, config, files, options, folded, tokenizer)
     if options.gate:
@@ -210,7 +171,8 @@ def _read(ours: Ours, found: Link, part: int, dtype: torch.dtype, factor: float)
     return made
 
 
-def _aside(ours: Ours, family: Family, options: ExportOptions) -> Iterator[_Part]:
+def _aside(ours: Ours, family: Family, options: ExportOptions, learnt: set[str]) -> Iterator[_Part]:
+    """What is kept beside the model, but for what the model has learnt anew."""
     if options.aside is not None and (options.text_only or not family.aside):
         wrong = f"{'the text experts alone' if options.text_only else family.name} has no place for it"
         raise CheckpointError(f"--aside {options.aside}: {wrong}; leave it out")
@@ -220,7 +182,8 @@ def _aside(ours: Ours, family: Family, options: ExportOptions) -> Iterator[_Part
     for name, entry in file.entries.items():
         if not any(fnmatchcase(name, pattern) for pattern in family.aside):
             raise CheckpointError(f"{file.path}: {name} is nothing that is kept beside a model of {family.name}")
-        yield _Part(name, entry.shape, entry.dtype, partial(file.read, name))
+        if name not in learnt:
+            yield _Part(name, entry.shape, entry.dtype, partial(file.read, name))
 
 
 def _shards(parts: list[_Part], shard_size: str) -> list[OutFile]:
@@ -273,7 +236,9 @@ def _finish(prepared: Export, folder: Path, sums: Sums) -> None:
     written[TOKEN_MAP] = ours.tokens.to_json()
     if MADE_WITH in ours.record.files:
         written[MADE_WITH] = MadeWith.load(ours.folder / MADE_WITH).to_json()
-    written["README.md"] = card.render(prepared.options.card, ours, plan, prepared.family.name, config)
+    written["README.md"] = card.render(
+        prepared.options.card, ours, plan, prepared.family.name, config, bool(prepared.tokenizer)
+    )
     for name, text in {**written, **prepared.tokenizer}.items():
         write_atomically(folder / name, text)
     if prepared.options.gate:

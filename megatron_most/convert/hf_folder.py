@@ -81,7 +81,9 @@ class HfFolder:
     def match(self, links: Iterable[Link], aside: Iterable[str], derived: Iterable[str]) -> list[str]:
         """The tensors to be kept aside. CheckpointError unless the others are just those that the links name."""
         wanted = {name: shape for link in links for name, shape in link.parts}
-        kept = [name for name in self.where if any(fnmatchcase(name, pattern) for pattern in aside)]
+        kept = [
+            name for name in self.where if name not in wanted and any(fnmatchcase(name, pattern) for pattern in aside)
+        ]
         left_out = {name for name in self.where if any(fnmatchcase(name, pattern) for pattern in derived)}
         there = self.where.keys() - left_out - set(kept)
         for what, names, remedy in (

@@ -12,6 +12,7 @@ from megatron_most.config import Plan, replace
 from megatron_most.convert.families import has_modalities
 from megatron_most.convert.families.fields import without_modalities
 from megatron_most.convert.hf_folder import CONFIG
+from megatron_most.convert.import_job import Import
 from megatron_most.convert.partitioned import experts_in
 from megatron_most.convert.prompts import Prompts, calibration_prompts, gate_prompts, joined, tokenizer_at
 from megatron_most.convert.readers import CONSTANT, as_base, read_files, read_import
@@ -22,27 +23,12 @@ from megatron_most.errors import CheckpointError
 from megatron_most.runtime import get_logger
 
 if TYPE_CHECKING:
-    from megatron_most.convert.importer import Import
     from megatron_most.convert.lent import Read
     from megatron_most.convert.measure import Usage
 
 # What runs models is imported where it runs: a look into a folder needs no Megatron-Core.
 GROUPS = {"moe.groups", "moe.shared_only_tags"}
 _log = get_logger(__name__)
-
-
-def measures_constants(prepared: Import) -> bool:
-    """Whether groups are given to a base that has none, under a gate whose constants would not be 1."""
-    moe, options = prepared.plan.moe, prepared.options
-    if moe is None or not prepared.gives_groups or options.constant == "1" or options.upcycle.is_wanted:
-        return False  # weights of upcycled experts sum to 1 in a group as they would in all
-    is_new = any(link.name.endswith(CONSTANT) and not link.parts for link in prepared.links)
-    return is_new and len(moe.groups) > 1 and not (moe.normalise_top_k and moe.top_k > 1)
-
-
-def can_be_compared(prepared: Import) -> bool:
-    """Noise, jitter and drop leave nothing that the import should equal."""
-    return prepared.options.upcycle.is_exact or not prepared.options.upcycle.is_wanted
 
 
 def measuring_prompts(prepared: Import) -> Prompts:

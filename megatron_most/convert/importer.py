@@ -8,29 +8,26 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 
 from megatron_most.checkpoint import DTYPES, MADE_WITH, Record, StoredPiece, StoredTensor
-from megatron_most.config import Plan, count_parameters, dump
-from megatron_most.convert.families import Family, family_of
+from megatron_most.config import dump
+from megatron_most.convert.families import family_of
 from megatron_most.convert.hf_folder import HfFolder
 from megatron_most.convert.import_checks import (
-    can_be_compared,
     check_import,
-    measures_constants,
     measuring_prompts,
     require_comparable,
     set_constants,
 )
+from megatron_most.convert.import_job import ASIDE, JOB, RECIPE, SOURCE, Import
+from megatron_most.convert.options import ImportOptions
 from megatron_most.convert.partition import group_lines
 from megatron_most.convert.partitioned import (
-    Partition,
-    PartitionOptions,
     prepare_partition,
     read_partition,
     share_out,
@@ -43,102 +40,12 @@ from megatron_most.convert.tables import Link, link
 from megatron_most.convert.token_maps import FILE as TOKEN_MAP
 from megatron_most.convert.token_maps import find_token_map, token_changes
 from megatron_most.convert.upcycled_source import UpcycledSource
-from megatron_most.convert.upcycling import Upcycling, changes_of, describe, require_unused, table_of
-from megatron_most.convert.writing import OutFile, Sums, describe_work, require_apart, write_folder
+from megatron_most.convert.upcycling import changes_of, require_unused, table_of
+from megatron_most.convert.writing import OutFile, Sums, require_apart, write_folder
 from megatron_most.data import MadeWith
 from megatron_most.errors import ConfigError
 from megatron_most.runtime import is_done, sha256_file, write_atomically
 from megatron_most.upstream import find_versions
-
-RECIPE, SOURCE, ASIDE = "resolved.toml", "source.json", "aside.safetensors"
-JOB = "job.json"
-
-
-@dataclass(frozen=True, kw_only=True)
-class Layout:
-    """Where files are cut: one for each rank of such a layout. Any other can read them."""
-
-    tensor: int = 1
-    expert: int = 1
-    expert_tensor: int | None = None
-    pipeline: int = 1
-
-
-@dataclass(frozen=True, kw_only=True)
-class ImportOptions:
-    """How a folder is imported."""
-
-    layout: Layout = field(default_factory=Layout)
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """float32, bfloat16 or float16; not set = as stored."""
-    groups: tuple[str, ...] = ()
-    """The partition, as moe.groups has it ("text: 0-31"); not set = that of config.json, or one group for all."""
-    partition: PartitionOptions = field(default_factory=PartitionOptions)
-    audio: Path | None = None
-    """Utterances, a line each: all as units ([Hu7][Hu90]), for a model that knows them, or all as transcripts."""
-    token_map: Path | None = None
-    """token_map.json; not set = the one in the folder, or the backbone's."""
-    num_units: int = 500
-    """Speech units of the backbone's token map."""
-    allow_nonfinite: bool = False
-    """Take NaN and infinite weights as they are."""
-    ignore: tuple[str, ...] = ()
-    """Fields of config.json that are known to change nothing."""
-    upcycle: Upcycling = field(default_factory=Upcycling)
-    """Make a dense model one with experts."""
-    constant: Literal["measured", "1"] = "measured"
-    """Of groups given here: what masked_softmax multiplies a group's weights by. measured: the base's mean in-group
-    mass on the text, so that training begins near the base; 1: as from scratch."""
-    text: Path | None = None
-    """What is measured on: lines of UTF-8, some 500 tokens of them are read; not set = a page that comes along."""
-    tokenizer: Path | None = None
-    """For the text; not set = tokenizer.json of the folder."""
-    gate: bool = True
-    """Compare logits with transformers before the checkpoint gets its name."""
-
-
-@dataclass(frozen=True)
-class Import:
-    """A conversion that has been checked: headers, shapes, names and sizes fit."""
-
-    source: HfFolder
-    family: Family
-    plan: Plan
-    by_name: dict[str, Link]
-    """By which files are read; a partition renumbers experts here before the first of them is."""
-    reader: HfSource
-    files: list[OutFile]
-    places: list[list[Place]]
-    dtypes: dict[str, torch.dtype]
-    options: ImportOptions
-    partition: Partition | None
-
-    @property
-    def gives_groups(self) -> bool:
-        """Whether it makes another model of its source on purpose."""
-        return bool(self.options.groups) or self.partition is not None
-
-    @property
-    def links(self) -> list[Link]:
-        return list(self.by_name.values())
-
-    def __str__(self) -> str:
-        size, layout = count_parameters(self.plan), self.options.layout
-        cut = ", ".join(f"{name} {count}" for name, count in vars(layout).items() if count and count > 1) or "one rank"
-        upcycle = self.options.upcycle
-        name = f"{self.family.name}, upcycled: {describe(upcycle.to_dict())}" if upcycle.is_wanted else self.family.name
-        return (
-            f"{name}: {size.total:,} parameters, {size.active:,} active; {len(self.source.where)} tensors "
-            f"in {len(self.source.files)} files -> cut for {cut}: {describe_work(self.files)}{self._looks()}"
-        ) + (f"; {self.partition}" if self.partition else "")
-
-    def _looks(self) -> str:
-        """What else is done with all of it; no more than one tensor is in memory there either."""
-        looks = ["constants are measured"] * measures_constants(self)
-        if self.options.gate:
-            why_not = "noise, jitter and drop leave nothing to compare logits with"
-            looks.append("logits are compared" if can_be_compared(self) else why_not)
-        return "; " + " and ".join(looks) if looks else ""
 
 
 def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
@@ -185,12 +92,12 @@ def prepare_import(folder: Path, out: Path, options: ImportOptions) -> Import:
         kept = {name: (source.dtype(name), source.shape(name)) for name in aside}
         files.append(OutFile(ASIDE, kept, reader.read_aside))
     made = Import(source, family, plan, by_name, reader, files, places, dtypes, options, partition)
-    if measures_constants(made) and (partition is None or partition.prompts is None):
+    if made.measures_constants and (partition is None or partition.prompts is None):
         measuring_prompts(made)  # for its errors
     elif options.audio is not None and partition is None:
         remedy = "give --partition.strategy, or --groups whose constants are measured"
         raise ConfigError("audio", str(options.audio), "nothing here is measured on speech", remedy)
-    if options.gate and can_be_compared(made):
+    if options.gate and made.can_be_compared:
         require_comparable(made)
     return made
 
@@ -206,10 +113,10 @@ def run_import(prepared: Import, out: Path) -> bool:
     constants: dict[str, Any] = {}
     begin: Callable[[Path], None] | None = None
     if prepared.partition is not None:
-        has_constants = measures_constants(prepared)
+        has_constants = prepared.measures_constants
         job["partition"] = prepared.partition.job | {"constants": has_constants}
         begin = partial(share_out, prepared, has_constants)
-    elif measures_constants(prepared):
+    elif prepared.measures_constants:
         job["constants"] = measuring_prompts(prepared).sha256
         if is_done(out, job):
             return False
@@ -251,7 +158,7 @@ def _finish(prepared: Import, constants: dict[str, Any], folder: Path, sums: Sum
     }
     record = Record(step=0, attempt=0, tensors={"weight": stored}, files=sums, versions=find_versions())
     record.save(folder)
-    if prepared.options.gate and can_be_compared(prepared):
+    if prepared.options.gate and prepared.can_be_compared:
         check_import(prepared, folder, record)
 
 

@@ -133,9 +133,11 @@ def _embedded(plan: Plan, read: Read, prompts: Prompts) -> torch.Tensor:
     if prompts.wave_BSF is None or prompts.is_wave_BS is None:
         return x_SBD
     with Unallocated():
-        wave = WaveProjector(plan.config.model.wave_size, core_config(plan))
-    lend(wave.proj, ["weight", "bias"], lambda name: read(f"wave.proj.{name}"))
-    return wave(x_SBD, prompts.wave_BSF, prompts.is_wave_BS)
+        wave = WaveProjector(plan.config.model, core_config(plan))
+    for path, module in wave.named_modules():
+        if names := [name for name, _ in module.named_parameters(recurse=False)]:
+            lend(module, names, lambda name, at=path: read(f"wave.{at}.{name}"))  # type: ignore[misc]
+    return wave(x_SBD, wave.encode(prompts.wave_BSF, prompts.is_wave_BS), prompts.is_wave_BS)
 
 
 @contextmanager

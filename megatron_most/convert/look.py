@@ -15,7 +15,7 @@ from megatron_most.convert.families import FAMILIES, family_for, family_of
 from megatron_most.convert.families.fields import runs_of_ids
 from megatron_most.convert.hashes import hash_tensor, hash_together
 from megatron_most.convert.hf_folder import CONFIG, HfFolder
-from megatron_most.convert.importer import ImportOptions
+from megatron_most.convert.options import ImportOptions
 from megatron_most.convert.ours import Ours, open_ours
 from megatron_most.convert.recipe import recipe_of
 from megatron_most.convert.shares import plan_for

@@ -10,7 +10,7 @@ import torch
 
 from megatron_most.checkpoint import Piece, Record, Shelf, StoredTensor, TensorReader, read_record, verify_files
 from megatron_most.config import Plan, RunConfig, load_recipe, replace
-from megatron_most.convert.importer import RECIPE, SOURCE
+from megatron_most.convert.import_job import RECIPE, SOURCE
 from megatron_most.convert.settings import read_json
 from megatron_most.convert.shares import plan_for
 from megatron_most.convert.tables import Link, Shape

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,17 +16,18 @@ import torch
 
 from megatron_most.config import Plan, RunConfig
 from megatron_most.convert.families import has_modalities
+from megatron_most.convert.import_job import Import, Partition
+from megatron_most.convert.options import ImportOptions, PartitionOptions
 from megatron_most.convert.partition import (
     MEASURED,
     Order,
-    Strategy,
     order_of,
     ours_by_theirs,
     read_sizes,
     require_choosable,
 )
 from megatron_most.convert.partition_page import describe, write_page
-from megatron_most.convert.prompts import BUILT_IN, Prompts, joined, read_lines, text_prompts, tokenizer_at
+from megatron_most.convert.prompts import BUILT_IN, joined, read_lines, text_prompts, tokenizer_at
 from megatron_most.convert.readers import CONSTANT, as_base, read_import
 from megatron_most.convert.speech_prompts import speech_prompts
 from megatron_most.convert.tables import link
@@ -36,7 +37,6 @@ from megatron_most.runtime.page import require_page
 from megatron_most.vocab import TokenMap
 
 if TYPE_CHECKING:
-    from megatron_most.convert.importer import Import, ImportOptions
     from megatron_most.convert.measure import Usage
 
 # What runs models is imported where it runs: a look into a folder needs no Megatron-Core.
@@ -45,47 +45,6 @@ FILE, PAGE = "partition.json", "partition.html"
 ROWS, LENGTH = 16, 128
 """Of prompts of a kind."""
 _DIGITS = 6  # of a share: threads add in another order
-
-
-@dataclass(frozen=True, kw_only=True)
-class PartitionOptions:
-    """Whose the experts of a model without modalities become, instead of --groups."""
-
-    strategy: Strategy | None = None
-    """index: runs of their numbers, as in the paper. alternate: in turns. load: layer by layer, so that text uses each
-    group as much as its size is. affinity: layer by layer, each to the modality that uses it more. All but index
-    renumber a layer's experts.
-    """
-    sizes: tuple[str, ...] = ()
-    """Experts of each group, like text=32 audio=32; not set = halves for text and audio."""
-    page: bool = True
-    """Draw partition.html, beside partition.json."""
-
-    @property
-    def is_wanted(self) -> bool:
-        return self.strategy is not None or bool(self.sizes)
-
-
-@dataclass(frozen=True)
-class Partition:
-    """One that has been checked, with nothing measured yet."""
-
-    strategy: Strategy
-    sizes: dict[str, int]
-    prompts: Prompts | None
-    """None: there is no tokenizer, and the strategy does without."""
-    has_page: bool
-
-    @property
-    def job(self) -> dict[str, Any]:
-        """What makes it this one."""
-        prompts = None if self.prompts is None else self.prompts.sha256
-        return {"strategy": self.strategy, "sizes": list(self.sizes.items()), "prompts": prompts}
-
-    def __str__(self) -> str:
-        sizes = ", ".join(f"{name} {size}" for name, size in self.sizes.items())
-        prompts = "" if self.prompts is None else f", by {self.prompts.num_tokens:,} tokens ({self.prompts.source})"
-        return f"partition by {self.strategy}: {sizes}{prompts}"
 
 
 def read_partition(options: PartitionOptions, base: RunConfig, groups: Sequence[str], where: str) -> dict[str, int]:

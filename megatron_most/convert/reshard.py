@@ -16,7 +16,9 @@ import torch
 from megatron_most.checkpoint import DTYPES, KINDS, Record, StoredPiece, TensorReader
 from megatron_most.convert.families import FAMILIES
 from megatron_most.convert.hashes import hash_tensor, hash_together
-from megatron_most.convert.importer import JOB, Layout, file_name, key_of
+from megatron_most.convert.import_job import JOB
+from megatron_most.convert.importer import file_name, key_of
+from megatron_most.convert.options import Layout
 from megatron_most.convert.ours import Ours
 from megatron_most.convert.shares import Place, shares
 from megatron_most.convert.tables import link

@@ -34,7 +34,7 @@ class Row:
     """The axis that tensor-parallel ranks divide."""
     join: Join = "same"
     """halves: one above the other. qkv: by key/value head its query heads, its key, its value. experts: a row each."""
-    layers: Literal["once", "all", "dense", "moe"] = "all"
+    layers: Literal["once", "wave", "all", "dense", "moe"] = "all"
     when: Callable[[RunConfig], bool] = always
     value: float = 0.0
 
@@ -73,6 +73,7 @@ def sizes(plan: Plan) -> dict[str, int]:
     """What the words of `Row.shape` mean for a model."""
     model, moe = plan.config.model, plan.config.moe
     found = {"vocab": plan.tokens.vocab_size, "hidden": model.hidden_size, "wave": model.wave_size}
+    found |= {"frame": model.wave_size // model.wave_stack, "frame_inner": model.wave_inner_size}
     found |= {"experts": moe.num_experts, "groups": len(plan.moe.groups) if plan.moe else 0}
     for word, inner in (
         ("dense", model.dense_hidden_size),
@@ -108,6 +109,11 @@ def link(
     in_all = every if experts is None or isinstance(experts, Mapping) else experts
     rows = [row for row in table if row.when(config)]
     links = [_once(row, words, hf_vocab) for row in rows if row.layers == "once"]
+    for number in config.model.wave_layers:
+        named = {"wave_layer": number, "hubert_layer": number - 1}
+        for row in rows:
+            if row.layers == "wave":
+                links.append(_once(row, words, None, named))
     for layer in range(config.model.num_layers):
         is_dense = not config.moe.num_experts or layer in config.moe.dense_layers
         for row in rows:
@@ -116,12 +122,12 @@ def link(
     return links
 
 
-def _once(row: Row, words: dict[str, int], hf_vocab: int | None) -> Link:
+def _once(row: Row, words: dict[str, int], hf_vocab: int | None, named: Mapping[str, int] | None = None) -> Link:
     shape = tuple(words[word] for word in row.shape.split())
-    [name] = _names(row)
+    ours, [name] = row.ours.format(**(named or {})), [name.format(**(named or {})) for name in _names(row)]
     is_vocab = row.shape.startswith("vocab")
     rows = hf_vocab if is_vocab and hf_vocab is not None else shape[0]
-    return Link(row.ours, shape, ((name, (rows, *shape[1:])),), (Run(0, 0, 0, rows),), row, None, None)
+    return Link(ours, shape, ((name, (rows, *shape[1:])),), (Run(0, 0, 0, rows),), row, None, None)
 
 
 def _of_layer(row: Row, words: dict[str, int], plan: Plan, layer: int, kept: list[int]) -> Iterator[Link]:

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from megatron_most.data.check import check_batch
     from megatron_most.data.commands import run_prepare_data
     from megatron_most.data.dataset import load_info
+    from megatron_most.data.frame_augment import FrameAugment
     from megatron_most.data.frame_opening import FrameOpener
     from megatron_most.data.made_with import MadeWith, makers_of
     from megatron_most.data.packing import PackedRow, deal_rows
@@ -32,6 +33,7 @@ _HOMES = {
     "check": ("check_batch",),
     "commands": ("run_prepare_data",),
     "dataset": ("load_info",),
+    "frame_augment": ("FrameAugment",),
     "frame_opening": ("FrameOpener",),
     "made_with": ("MadeWith", "makers_of"),
     "packing": ("PackedRow", "deal_rows"),
@@ -42,11 +44,10 @@ _HOMES = {
 }
 
 __all__ = [
-    "MAX_TASKS", "Blend", "Document", "DocumentSource", "FrameOpener", "Kind", "MadeWith", "PackedBatch", "PackedRow",
-    "Position", "Reader", "ReaderState", "Step", "Steps", "TaskSpec", "TextTokenizer", "Wave", "check_batch",
-    "check_text_ids", "deal_rows", "load_info", "load_tokenizer", "makers_of", "open_task", "pack_rows",
-    "run_prepare_data", "synthetic_batch",
-    "synthetic_document",
+    "MAX_TASKS", "Blend", "Document", "DocumentSource", "FrameAugment", "FrameOpener", "Kind", "MadeWith",
+    "PackedBatch", "PackedRow", "Position", "Reader", "ReaderState", "Step", "Steps", "TaskSpec", "TextTokenizer",
+    "Wave", "check_batch", "check_text_ids", "deal_rows", "load_info", "load_tokenizer", "makers_of", "open_task",
+    "pack_rows", "run_prepare_data", "synthetic_batch", "synthetic_document",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(__name__, _HOMES)

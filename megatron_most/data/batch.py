@@ -31,11 +31,20 @@ class Wave:
     """Where they stand, ascending."""
     features_NF: np.ndarray | None
     """float32; None on ranks that need none."""
+    starts_N: np.ndarray | None = None
+    """Whether a frame is the first of its utterance; None: each stretch of frames is one utterance."""
+
+    @property
+    def is_first_N(self) -> np.ndarray:
+        """Of its utterance, or of what is left of it: what comes after no frame is a first one."""
+        is_first_N = np.diff(self.places_N, prepend=-2) != 1
+        return is_first_N if self.starts_N is None else is_first_N | self.starts_N
 
     def cut(self, start: int, stop: int) -> Wave:
         """Of the places start..stop-1, counted from start."""
         here = slice(*np.searchsorted(self.places_N, (start, stop)))
-        return Wave(self.places_N[here] - start, None if self.features_NF is None else self.features_NF[here])
+        features_NF, starts_N = (None if of is None else of[here] for of in (self.features_NF, self.starts_N))
+        return Wave(self.places_N[here] - start, features_NF, starts_N)
 
 
 @dataclass(frozen=True)
@@ -74,6 +83,8 @@ class PackedBatch:
     """Continuous features that stand in place of embeddings where is_wave_BS. The first pipeline stage needs them."""
     is_wave_BS: torch.Tensor | None = None
     """None where no document comes from a source of frames."""
+    wave_starts_BS: torch.Tensor | None = None
+    """Where the first frame of an utterance stands; None: each stretch of frames is one utterance."""
 
     def to(self, device: torch.device | str) -> PackedBatch:
         """A copy on `device`."""
@@ -138,7 +149,7 @@ def pack_rows(
         return torch.from_numpy(np.repeat(np.array(values, dtype=np.int64), sizes).reshape(len(rows), length))
 
     documents_BS = by_stretch(numbers)
-    wave_BSF, is_wave_BS = _lay_waves(rows, length)
+    wave_BSF, is_wave_BS, wave_starts_BS = _lay_waves(rows, length)
 
     return PackedBatch(
         **{name: torch.from_numpy(_in_line(values, name).reshape(len(rows), length)) for name, values in parts.items()},
@@ -149,10 +160,13 @@ def pack_rows(
         is_packed=any(len(row) > 1 for row in rows),
         wave_BSF=wave_BSF,
         is_wave_BS=is_wave_BS,
+        wave_starts_BS=wave_starts_BS,
     )
 
 
-def _lay_waves(rows: Sequence[Sequence[Document]], length: int) -> tuple[torch.Tensor | None, torch.Tensor | None]:
+def _lay_waves(
+    rows: Sequence[Sequence[Document]], length: int
+) -> tuple[torch.Tensor | None, torch.Tensor | None, torch.Tensor | None]:
     """Frames at the places of their documents in the rows; a document's last id is a label only."""
     found, width = [], None
     for r, row in enumerate(rows):
@@ -161,20 +175,22 @@ def _lay_waves(rows: Sequence[Sequence[Document]], length: int) -> tuple[torch.T
             size = len(document.ids) - 1
             if document.wave is not None:
                 wave = document.wave.cut(0, size)
-                found.append((r, at + wave.places_N, wave.features_NF))
+                found.append((r, at + wave.places_N, wave.features_NF, wave.is_first_N))
                 if wave.features_NF is not None:
                     width = wave.features_NF.shape[1]
             at += size
     if not found:
-        return None, None
+        return None, None, None
     is_wave_BS = torch.zeros(len(rows), length, dtype=torch.bool)
+    wave_starts_BS = torch.zeros_like(is_wave_BS)
     wave_BSF = None if width is None else torch.zeros(len(rows), length, width)
-    for r, places_N, features_NF in found:
+    for r, places_N, features_NF, is_first_N in found:
         here = torch.from_numpy(places_N)
         is_wave_BS[r, here] = True
+        wave_starts_BS[r, here] = torch.from_numpy(is_first_N)
         if wave_BSF is not None and features_NF is not None:
             wave_BSF[r, here] = torch.from_numpy(np.ascontiguousarray(features_NF, np.float32))
-    return wave_BSF, is_wave_BS
+    return wave_BSF, is_wave_BS, wave_starts_BS
 
 
 _EMPTY: dict[str, tuple[float, type[np.generic]]] = {

@@ -24,6 +24,7 @@ from megatron_most.errors import ConfigError, DataError
 from megatron_most.vocab import TokenMap
 
 if TYPE_CHECKING:
+    from megatron_most.data.frame_augment import FrameAugment
     from megatron_most.data.frame_opening import FrameOpener
 
 SPLIT_TASKS = ("text-lm", "audio-lm", "interleaved")
@@ -56,7 +57,7 @@ class TaskSpec:
     name: str
     sources: Sequence[DocumentSource]
     """Shards or corpora, taken as one after the other in this order."""
-    weight: float = 1.0
+    weight: float | Fraction = 1.0
     """Its part of all documents, relative to the other tasks'."""
     long_policy: LongPolicy | None = None
     """None: `split` for text-lm, audio-lm and interleaved, `drop` for the others."""
@@ -101,12 +102,13 @@ def open_task(
     weight: float = 1.0,
     long_policy: LongPolicy | None = None,
     features_of: FrameOpener | None = None,
+    augment: FrameAugment | None = None,
 ) -> TaskSpec:
     """Datasets of one task, checked against each other and the model's vocabulary. `name` is the task's own if not
     given; the default policy is that of the datasets' task, whatever it is called here. `features_of` says where the
-    features of continuous frames come from.
+    features of continuous frames come from, and `augment` how they are changed.
     """
-    from megatron_most.data.dataset import open_dataset  # late: whoever has other sources does not need it
+    from megatron_most.data.dataset import open_dataset
     from megatron_most.data.frames_read import FrameDocuments
     from megatron_most.data.spans import SpanTable
 
@@ -133,9 +135,10 @@ def open_task(
         if features_of is None:
             raise DataError(f"{folder}: holds continuous frames, which only training reads")
         table = SpanTable(Path(folder), documents.lengths)
-        features = features_of(Path(folder), info, table)
-        wave_id = info.tokens.begin_wave_id
-        sources.append(FrameDocuments(documents, table, info.frames.width, wave_id, features))
+        features = features_of(Path(folder), info, table, changes_sound=augment is not None and augment.changes_sound)
+        width, wave_id = info.frames.width, info.tokens.begin_wave_id
+        stack = info.frames.stack
+        sources.append(FrameDocuments(documents, table, width, wave_id, features, augment=augment, stack=stack))
     task, codec_key, tokenizer_hash, frames_key = made[0]
     return TaskSpec(
         name=name or task,
@@ -265,6 +268,10 @@ class TaskStream:
             parts.append(Permutation(self.num_documents, self._seed, "task", self.spec.name, epoch)(np.arange(at, end)))
             first += end - at
         return np.concatenate(parts) if parts else np.empty(0, dtype=np.int64)
+
+    def epochs(self, first: int, stop: int) -> np.ndarray:
+        """Which epoch each of these is of."""
+        return np.arange(first, stop) // self.num_documents
 
     def locate(self, numbers: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(source, document in it, its ids) of each number in 0..num_documents-1."""

@@ -14,71 +14,29 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from megatron_most.data.build_frames import FrameInputs, require_frames_fit
+from megatron_most.data.build_frames import require_frames_fit
+from megatron_most.data.build_inputs import BuildInputs, BuildOptions
 from megatron_most.data.build_worker import Built, Chunk, Worker
-from megatron_most.data.dataset import (
-    OVERLAPS,
-    REJECTS,
-    DatasetInfo,
-    Source,
-    dtype_for,
-    facts_of,
-    find_repeated,
-    save_dataset,
-)
+from megatron_most.data.dataset import dtype_for, facts_of, find_repeated, save_dataset
+from megatron_most.data.dataset_info import OVERLAPS, REJECTS, DatasetInfo, Source
 from megatron_most.data.index_format import BIN, IDS, IDX
 from megatron_most.data.index_writer import write_index
 from megatron_most.data.manifest import Manifest, parse_row
-from megatron_most.data.overlap import EvaluationSet
 from megatron_most.data.rejects import Rejects
 from megatron_most.data.rows import Utterance
 from megatron_most.data.shards import WHOLE, Shard, shard_folder, shard_spans
 from megatron_most.data.spans import RAW_FRAMES, write_spans
-from megatron_most.data.tasks import FRAME_TASKS, INSTRUCT_TASKS, SPEECH_TASKS, TASKS, TaskOptions
-from megatron_most.data.templates import Templates
-from megatron_most.data.tokenizer import TextTokenizer
+from megatron_most.data.tasks import FRAME_TASKS, INSTRUCT_TASKS, SPEECH_TASKS, TASKS
 from megatron_most.data.unit_set import UnitSet
 from megatron_most.errors import DataError
 from megatron_most.runtime import Meter, in_order, is_done, open_journal
-from megatron_most.vocab import TAG_NAMES, TokenMap
+from megatron_most.vocab import TAG_NAMES
 
 CHUNK_ROWS, MOST_ROWS = 512, 8192
 _COMMIT_S = 2.0
 _RAW = (".lengths.i32", ".modes.i8", ".counts.i32")
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildOptions:
-    """What goes into a dataset."""
-
-    task: str
-    part: Literal["all", "train", "valid"] = "all"
-    """all rows; or, of a corpus without a validation split, the rows kept for training, or those held out."""
-    hold_out: float = 0.0
-    """train, valid: the share held out."""
-    hold_out_by: Literal["speaker", "recording", "row"] = "speaker"
-    """What stays on one side: speakers, so that validation hears new voices, or less. Texts and chats go by row."""
-    refuse_overlap: bool = False
-    """Reject rows that overlap with an evaluation set instead of listing them."""
-    max_reject_rate: float = 0.05
-    workers: int = 1
-    task_options: TaskOptions = field(default_factory=TaskOptions)
-
-
-@dataclass(frozen=True, kw_only=True)
-class BuildInputs:
-    """What a dataset is made from."""
-
-    manifests: tuple[Manifest, ...]
-    units: tuple[UnitSet, ...]
-    tokens: TokenMap
-    tokenizer: TextTokenizer
-    templates: Templates
-    evaluation: tuple[EvaluationSet, ...] = ()
-    frames: FrameInputs | None = None
-    """Speech that is heard comes as continuous frames; None: as units."""
 
 
 @dataclass
@@ -188,6 +146,16 @@ def _match(inputs: BuildInputs, options: BuildOptions) -> list[UnitSet | None]:
         )
     if inputs.frames:
         require_frames_fit(options.task, FRAME_TASKS, inputs.frames, kind == "chat")
+        for manifest in (*inputs.manifests, *inputs.frames.speech):
+            manifest.require_plain("a model of frames, whose speech data.augment changes in training,")
+    if options.task == "tts":
+        for manifest in inputs.manifests:
+            manifest.require_plain("who learns to speak")
+    if options.copy < 1 or (options.copy > 1 and not (kind == "chat" and any(u.augmentation for u in inputs.units))):
+        raise DataError(f"--copy {options.copy}: from 1 on, and for chats whose utterances have augmented units")
+    if options.task == "interleaved" and options.task_options.by == "segments":
+        for manifest in inputs.manifests:
+            manifest.require_plain("interleaving by segments, which joins neighbours,")
     if kind != "speech" or inputs.frames:
         return [None] * len(inputs.manifests)
     by_manifest = {units.manifest_sha256: units for units in inputs.units}
@@ -225,6 +193,7 @@ def _describe(inputs: BuildInputs, options: BuildOptions, shard: Shard) -> dict[
         "token_map": inputs.tokens.hash,
         "tokenizer": inputs.tokenizer.identity.to_dict(),
         "templates": inputs.templates.hash,
+        **_phrasing(inputs),
         "evaluation": {known.name: known.hash for known in inputs.evaluation},
         "shard": list(shard),
         **(inputs.frames.describe() if inputs.frames else {}),
@@ -235,9 +204,15 @@ def _describe(inputs: BuildInputs, options: BuildOptions, shard: Shard) -> dict[
 def _plain(options: BuildOptions) -> dict[str, Any]:
     """The options that decide the bytes, by their names on the command line."""
     kept = {name: getattr(options, name) for name in ("part", "hold_out", "hold_out_by", "refuse_overlap")}
+    if options.copy != 1:
+        kept["copy"] = options.copy
     if options.task == "interleaved":
         kept |= {f"interleave.{name}": value for name, value in asdict(options.task_options).items()}
     return kept
+
+
+def _phrasing(inputs: BuildInputs) -> dict[str, int]:
+    return {"phrasing_seed": inputs.templates.seed} if inputs.templates.seed else {}
 
 
 def _units_hash(units: UnitSet) -> str:
@@ -309,8 +284,14 @@ def _finish(part: Path, inputs: BuildInputs, options: BuildOptions, shard: Shard
         provenance=tuple(_source(manifest) for manifest in inputs.manifests),
         rejects=done.rejects,
         overlaps={known.name: done.overlaps.get(known.name, 0) for known in inputs.evaluation},
-        options={"shard": list(shard), **_plain(options), **(inputs.frames.options if inputs.frames else {})},
+        options={
+            "shard": list(shard),
+            **_plain(options),
+            **_phrasing(inputs),
+            **(inputs.frames.options if inputs.frames else {}),
+        },
         frames=inputs.frames.source.identity if inputs.frames else None,
+        wording=inputs.templates.wording,
     )
     save_dataset(replace(info, files=facts_of(part, info.data_files)), part)
 

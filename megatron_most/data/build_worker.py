@@ -6,9 +6,10 @@ import hashlib
 import json
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
+from megatron_most.data.augment import drawn_id
 from megatron_most.data.build_frames import SpanFinder
+from megatron_most.data.build_inputs import BuildInputs, BuildOptions
 from megatron_most.data.dataset import dtype_for
 from megatron_most.data.document import NO_SPEECH, AudioSpan, DocumentRuns, Speech
 from megatron_most.data.index_writer import encode_documents
@@ -22,9 +23,6 @@ from megatron_most.data.unit_set import UnitSet
 from megatron_most.errors import DataError
 from megatron_most.speech import UnitSequence
 from megatron_most.vocab import AUDIO, TAG_NAMES, tag_id
-
-if TYPE_CHECKING:
-    from megatron_most.data.build import BuildInputs, BuildOptions
 
 
 @dataclass(frozen=True)
@@ -64,6 +62,7 @@ class Worker:
             tokenizer=inputs.tokenizer,
             templates=inputs.templates,
             units_of=self._units_of,
+            heard_of=self._heard_of,
             options=options.task_options,
             frames_tag=tag_id(inputs.frames.tag) if inputs.frames else AUDIO,
             spans_of=self._spans.by_id if self._spans else None,
@@ -138,6 +137,8 @@ class Worker:
     def _is_in(self, row: Row) -> bool:
         """Whether a row belongs to the part being built: a pure function of its speaker, recording or id."""
         key: str | None = row.id
+        if isinstance(row, Utterance) and row.augmented:
+            key = row.augmented.of  # what is held out stays so in every copy
         if isinstance(row, Utterance) and self._options.hold_out_by != "row":
             key = row.speaker if self._options.hold_out_by == "speaker" else row.recording
             if key is None:
@@ -147,10 +148,19 @@ class Worker:
         return (at < self._options.hold_out) == (self._options.part == "valid")
 
     def _units_of(self, id: str) -> UnitSequence | None:
+        """Plain ones: an assistant must not learn to speak with noise and echo."""
         for units in self._inputs.units:
-            if (found := units.by_id(id)) is not None:
+            if units.augmentation is None and (found := units.by_id(id)) is not None:
                 return found
         return None
+
+    def _heard_of(self, id: str) -> UnitSequence | None:
+        """Augmented ones where there are such; else what was said plainly."""
+        for units in self._inputs.units:
+            by = units.augmentation
+            if by is not None and (found := units.by_id(drawn_id(id, by, self._options.copy))) is not None:
+                return found
+        return self._units_of(id)
 
 
 def _overlap_line(row: Row, hit: Overlap) -> bytes:

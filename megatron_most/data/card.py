@@ -10,10 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    from megatron_most.data.dataset import DatasetInfo, Source
+from megatron_most.data.dataset_info import DatasetInfo, Source
 
 _TASKS = {  # the task -> what a document is, and the Hub's nearest category
     "asr": ("speech as units, then its transcript", "automatic-speech-recognition"),

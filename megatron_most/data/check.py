@@ -10,6 +10,7 @@ from __future__ import annotations
 import functools
 
 import torch
+import torch.nn.functional as F
 
 from megatron_most.config import Plan
 from megatron_most.data.batch import MAX_TASKS, PackedBatch
@@ -115,6 +116,14 @@ def _check_wave(batch: PackedBatch, plan: Plan, is_first_stage: bool) -> torch.T
     name = plan.config.model.wave_tag
     is_other_BS = batch.tags_BS != tag_id(name)
     _refuse(batch.is_wave_BS & is_other_BS, f"continuous features under tag {{}}, not {name}", batch.tags_BS)
+    if batch.wave_starts_BS is not None:
+        _check_kind("wave_starts_BS", batch.wave_starts_BS, "booleans")
+        if batch.wave_starts_BS.shape != batch.tokens_BS.shape:
+            raise DataError(
+                f"wave_starts_BS: shape {tuple(batch.wave_starts_BS.shape)} differs from that of the tokens"
+            )
+        is_new_BS = batch.is_wave_BS & ~F.pad(batch.is_wave_BS, (1, -1)) & ~batch.wave_starts_BS
+        _refuse(is_new_BS, "continuous features (id {}) that begin in the middle of an utterance", batch.tokens_BS)
     if batch.wave_BSF is None:
         if is_first_stage:
             _refuse(batch.is_wave_BS, "continuous features (id {}) are missing: wave_BSF is not set", batch.tokens_BS)

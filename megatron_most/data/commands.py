@@ -1,6 +1,7 @@
 """The steps of data preparation as commands: corpora as downloaded in, indexed unit datasets out.
 
-manifest -> fit -> units -> build (-> merge) -> verify -> stats; for continuous speech manifest -> build -> frames.
+manifest (-> augment) -> fit -> units -> build (-> merge) -> verify -> stats; continuous speech: manifest -> build ->
+frames.
 Every step is a folder that can be opened, counted and resumed; run again, a finished step says so and does nothing. An
 option for a folder is named by what the folder is: --manifest, --units, --dataset; a step that takes several takes them
 one after the other.
@@ -11,13 +12,15 @@ from __future__ import annotations
 import functools
 import operator
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from megatron_most.data.build import BuildInputs, BuildOptions, build
+from megatron_most.data.augment_command import Augment
+from megatron_most.data.build import build
+from megatron_most.data.build_inputs import BuildInputs, BuildOptions
 from megatron_most.data.corpora import CORPORA, Corpus, write_manifest
 from megatron_most.data.dataset import load_info
 from megatron_most.data.extract import ExtractOptions, extract_units
@@ -73,6 +76,8 @@ class FitCodec:
     """Which layer of it, counted from 1."""
     frame_ms: Literal[20, 40] = 40
     """MFCCs: frame period; 40 is 25 Hz, 20 is 50 Hz. A model has its own."""
+    centred: bool = False
+    """MFCCs: less their mean over each utterance, so that units follow the sounds more and the voice less."""
     audio_root: Path | None = None
     """Where the audio is, if it has moved since the manifests were made."""
     seed: int = 0
@@ -80,6 +85,8 @@ class FitCodec:
     def run(self) -> None:
         if (self.model is None) != (self.layer is None):
             raise DataError("--model and --layer belong together: give both for HuBERT, neither for MFCCs")
+        if self.model and self.centred:
+            raise DataError("--centred is for MFCCs; leave it out with --model")
         features = HubertFeatures(self.model, self.layer) if self.model and self.layer else None
         identity = fit_codec(
             [open_manifest(folder) for folder in self.manifest],
@@ -88,6 +95,7 @@ class FitCodec:
             hours=self.hours,
             seed=self.seed,
             frame_s=self.frame_ms / 1000,
+            centred=self.centred,
             features=features,
             audio_root=self.audio_root,
         )
@@ -196,7 +204,9 @@ class Build:
     num_units: int = 500
     """deepseek, llama: how many units the map has."""
     templates: str = "chat"
-    """chat, release (the public MoST release's wording), or a TOML file."""
+    """chat, release (the public MoST release's wording), varied (chat with many more phrasings), or a TOML file."""
+    phrasing_seed: int = 0
+    """Another seed gives the same documents other phrasings."""
     part: Literal["all", "train", "valid"] = "all"
     """all rows; or, of a corpus without a validation split, the rows kept for training, or those held out."""
     hold_out: float = 0.0
@@ -207,6 +217,8 @@ class Build:
     """Evaluation sets to look for (name path ...): manifests, JSON lines or plain text."""
     refuse_overlap: bool = False
     """Leave out what overlaps with an evaluation set, instead of listing it."""
+    copy: int = 1
+    """Chats, where --units has augmented utterances: which copy of them users are heard by."""
     shard: str = "auto"
     """i/n, counted from 0; auto: the Slurm array task, or the whole."""
     workers: int = 1
@@ -225,7 +237,7 @@ class Build:
             units=tuple(open_units(path) for path in self.units),
             tokens=_token_map(self.tokens, self.tokenizer, self.num_units),
             tokenizer=tokenizer,
-            templates=load_templates(self.templates),
+            templates=replace(load_templates(self.templates), seed=self.phrasing_seed),
             evaluation=tuple(load_evaluation_set(name, path) for name, path in self.evaluation.items()),
             frames=self.heard.inputs(),
         )
@@ -235,6 +247,7 @@ class Build:
             hold_out=self.hold_out,
             hold_out_by=self.hold_out_by,
             refuse_overlap=self.refuse_overlap,
+            copy=self.copy,
             max_reject_rate=self.max_reject_rate,
             workers=self.workers,
             task_options=self.interleave,
@@ -347,6 +360,7 @@ class MakeManifest:
 
 _STEPS: dict[str, type] = {
     "manifest": MakeManifest,
+    "augment": Augment,
     "fit-codec": FitCodec,
     "fit-tokenizer": FitTokenizer,
     "token-map": MakeTokenMap,

@@ -16,6 +16,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from megatron_most.data.augment import augmented, augmenter_of
 from megatron_most.data.manifest import Manifest, parse_row
 from megatron_most.data.rejects import Rejects, RowError
 from megatron_most.data.rows import Utterance
@@ -33,7 +34,7 @@ from megatron_most.runtime import (
     sha256_file,
     write_atomically,
 )
-from megatron_most.speech import AudioError, SpeechCodec, UnitSequence, read_span
+from megatron_most.speech import AudioError, Augmenter, SpeechCodec, UnitSequence, read_span
 
 CHUNK_ROWS, CHUNK_S = 256, 1200.0
 LOUDEST = 1000.0
@@ -87,9 +88,12 @@ def extract_units(
         "max_seconds": options.max_seconds,
         "channel": options.channel,
     }
+    if manifest.header.augmentation is not None:
+        job["augmentation"] = manifest.header.augmentation.get("hash")
     if is_done(folder, job):
         return folder
     manifest.verify()
+    augmenter = augmenter_of(manifest)
     first, last = shard_rows(manifest, shard)
     with ExitStack() as stack:
         journal = stack.enter_context(open_journal(folder, job, FILES, reports=(REJECTS,)))
@@ -105,7 +109,7 @@ def extract_units(
         threads = stack.enter_context(ThreadPoolExecutor(options.decode_threads or min(8, num_cores())))
         ahead = stack.enter_context(ThreadPoolExecutor(1))
         writer = stack.enter_context(ThreadPoolExecutor(1))
-        reader = _Reader(audio_root, codec, options, threads)
+        reader = _Reader(audio_root, codec, options, threads, augmenter)
         chunks = reader.chunks(manifest, done.next_row, last)
         coming: Future[_Chunk | None] = ahead.submit(next, chunks, None)
         writing: Future[None] | None = None
@@ -137,8 +141,12 @@ class _Progress:
 class _Reader:
     """Decodes chunks by threads."""
 
-    def __init__(self, root: Path, codec: SpeechCodec, options: ExtractOptions, threads: ThreadPoolExecutor) -> None:
+    def __init__(
+        self, root: Path, codec: SpeechCodec, options: ExtractOptions, threads: ThreadPoolExecutor,
+        augmenter: Augmenter | None,
+    ) -> None:  # fmt: skip
         self._root, self._codec, self._options, self._threads = root, codec, options, threads
+        self._augmenter = augmenter
 
     def chunks(self, manifest: Manifest, start: int, stop: int) -> Iterator[_Chunk]:
         rows: list[tuple[int, Utterance]] = []
@@ -174,13 +182,14 @@ class _Reader:
             return "outside the data root", row.audio
         channel = row.channel if self._options.channel == "cut" else None
         try:
-            wave = read_span(path, row.start, row.duration, sample_rate=identity.sample_rate, channel=channel)
+            wave = read_span(path, row.start, row.read_duration, sample_rate=identity.sample_rate, channel=channel)
         except (AudioError, RowError) as error:
             detail = error.detail.replace(str(path), row.audio)  # lists of rejects are passed on
             at_fault = "; not in the audio root, see --audio-root" if error.reason == "missing file" else ""
             return error.reason, detail + at_fault
         if (highest := float(np.abs(wave).max(initial=0.0))) > LOUDEST:
             return "not sound", f"a sample of {highest:.3g}, where full scale is 1"
+        wave = augmented(self._augmenter, row, wave, identity.sample_rate)
         if len(wave) < self._codec.min_samples:
             return "too short", f"{row.duration:g} s make no unit"
         return wave
@@ -229,6 +238,7 @@ def _finish(
         seconds=round(done.seconds, 3),
         rejects=done.rejects or {},
         files={name: ((part / name).stat().st_size, sha256_file(part / name)) for name in HASHED},
+        augmentation=(manifest.header.augmentation or {}).get("hash"),
     )
     write_atomically(part / HEADER, header.to_json())
 

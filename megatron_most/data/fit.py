@@ -47,11 +47,12 @@ def fit_codec(
     hours: float,
     seed: int,
     frame_s: float = 0.04,
+    centred: bool = False,
     features: HubertFeatures | None = None,
     audio_root: Path | None = None,
 ) -> CodecIdentity:
-    """Fit on MFCCs, or on `features` of HuBERT, and save the codec in `out`. Utterances that cannot be read are left
-    out and counted.
+    """Fit on MFCCs (`centred`: less their mean), or on `features` of HuBERT, and save the codec in `out`. Utterances
+    that cannot be read are left out and counted.
     """
     job = {
         "what": "codec",
@@ -59,7 +60,7 @@ def fit_codec(
         "num_units": num_units,
         "hours": hours,
         "seed": seed,
-        "features": {"frame_s": frame_s} if features is None else features.facts,
+        "features": _mfccs(frame_s, centred) if features is None else features.facts,
     }
     if is_done(out, job):
         return load_codec(out, model=features.model_name if features else None).identity
@@ -71,9 +72,13 @@ def fit_codec(
             if features is not None:
                 codec: HubertCodec | MfccCodec = fit_hubert_codec(waves, features, num_units, seed)
             else:
-                codec = fit_mfcc_codec(waves, num_units, frame_s, seed)
+                codec = fit_mfcc_codec(waves, num_units, frame_s, seed, centred=centred)
         journal.seal(lambda part: fill(part, lambda folder: save_codec(codec, folder)))
     return codec.identity
+
+
+def _mfccs(frame_s: float, centred: bool) -> dict[str, object]:
+    return {"frame_s": frame_s, **({"centred": True} if centred else {})}  # as it was before there was a choice
 
 
 def fill(part: Path, make: Callable[[Path], object]) -> None:
@@ -96,6 +101,7 @@ def _draw(
     for manifest in manifests:
         if manifest.header.kind != "speech":
             raise DataError(f"{manifest.folder}: a manifest of {manifest.header.kind}; codecs are fitted on speech")
+        manifest.require_plain("a codec that is fitted")
         manifest.verify()
         root = audio_root or manifest.audio_root
         for row in manifest.rows():

@@ -19,7 +19,8 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_most.data.dataset import DatasetInfo, open_dataset
+from megatron_most.data.dataset import open_dataset
+from megatron_most.data.dataset_info import DatasetInfo
 from megatron_most.data.heard import Heard
 from megatron_most.data.indexed import IndexedDocuments
 from megatron_most.data.seal import SEAL, check_seal, sealed

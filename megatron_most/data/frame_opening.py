@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from megatron_most.data.dataset import DatasetInfo
+from megatron_most.data.dataset_info import DatasetInfo
 from megatron_most.data.frame_files import KeptFrames, open_kept
 from megatron_most.data.heard import Features, Heard
 from megatron_most.data.spans import FRAME_FILES, SpanTable
@@ -37,12 +37,21 @@ class FrameOpener:
             self._kept[found.spans] = found
             self._unused[found.spans] = found.path
 
-    def __call__(self, folder: Path, info: DatasetInfo, table: SpanTable) -> Features | None:
+    def __call__(
+        self, folder: Path, info: DatasetInfo, table: SpanTable, *, changes_sound: bool = False
+    ) -> Features | None:
+        """`changes_sound`: data.augment is for this dataset, so kept frames, which are heard already, will not do."""
         assert info.frames is not None, "a dataset of frames"
         spans = tuple(info.files[name][1] for name in FRAME_FILES)
         self._unused.pop(spans, None)
         if (kept := self._kept.get(spans)) is not None:
             kept.require(info, table, folder)
+            if changes_sound:
+                wrong = f"holds the frames of {folder}, whose sound data.augment is to change before frames are made"
+                remedy = (
+                    "name data.audio_roots instead, or switch data.augment off: data.spec_augment masks kept frames"
+                )
+                raise ConfigError("data.frames", str(kept.path), wrong, remedy)
             return kept if self._needs_features else None
         if not self._needs_features:
             return None

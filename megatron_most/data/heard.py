@@ -8,7 +8,7 @@ since the dataset was built. Its size tells that; reading all sound for a hash w
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Protocol
 
@@ -19,6 +19,8 @@ from megatron_most.errors import DataError
 from megatron_most.runtime import confine
 from megatron_most.speech import FrameSource, read_span, to_samples
 
+Alter = Callable[[np.ndarray, int], np.ndarray]
+"""What is done to a wave, given with its rate, before its frames are made."""
 _SLACK_S = 0.005
 """A span may lack so much at its file's end, where durations were rounded; it is filled up with silence."""
 
@@ -44,7 +46,7 @@ class Heard:
                 raise DataError(f"{root}: no such folder; give where the audio is (data.audio_roots, --audio-root)")
         self._seen: set[Path] = set()
 
-    def features(self, number: int, table: SpanTable) -> np.ndarray:
+    def features(self, number: int, table: SpanTable, alter: Alter | None = None) -> np.ndarray:
         span = table.span(number).audio
         path, rate = self._find(span.audio, span.size), self._source.identity.sample_rate
         wave = read_span(path, span.start, span.duration, sample_rate=rate)
@@ -52,7 +54,7 @@ class Heard:
         if abs(len(wave) - wanted) > _SLACK_S * rate:
             raise DataError(f"{span.audio}: {len(wave)} samples where the span has {wanted}; build the dataset again")
         wave = np.pad(wave, (0, max(0, wanted - len(wave))))[:wanted]
-        return self._source([wave])[0]
+        return self._source([wave if alter is None else alter(wave, rate)])[0]
 
     def _find(self, audio: str, size: int) -> Path:
         found: int | None = None

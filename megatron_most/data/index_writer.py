@@ -12,19 +12,17 @@ import secrets
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import DTypeLike, NDArray
 
 from megatron_most.data.document import DocumentRuns
 from megatron_most.data.index_format import CODES, HEADER, MAGIC, REMEDY, VERSION, Sequences, offsets
+from megatron_most.data.indexed import IndexedDocuments
 from megatron_most.errors import DataError
 from megatron_most.runtime import sync_folder
 from megatron_most.vocab import TAG_NAMES
-
-if TYPE_CHECKING:
-    from megatron_most.data.indexed import IndexedDocuments
 
 _DOCUMENTS_AT_ONCE = 1 << 16
 

@@ -30,17 +30,13 @@ from megatron_most.data.index_format import (
     offsets,
     tag_of_mode,
 )
-from megatron_most.data.index_writer import Encoded, encode_documents, join_indexes, write_index
 from megatron_most.errors import DataError
 from megatron_most.vocab import TAG_NAMES
 
 if TYPE_CHECKING:
     from megatron_most.data.batch import Document
 
-__all__ = [
-    "BIN", "CODES", "IDS", "IDX", "Encoded", "IndexedDocuments", "Sequences", "encode_documents", "is_trained_mode",
-    "join_indexes", "mode_of", "tag_of_mode", "write_index",
-]  # fmt: skip
+__all__ = ["BIN", "CODES", "IDS", "IDX", "IndexedDocuments", "Sequences", "is_trained_mode", "mode_of", "tag_of_mode"]
 
 _DOCUMENTS_AT_ONCE, _PIECE = 1 << 16, 1 << 20
 _MODES = [mode_of(tag, is_trained) for is_trained in (False, True) for tag in range(len(TAG_NAMES))]

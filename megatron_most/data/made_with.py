@@ -6,6 +6,7 @@ speech or text to a model, or takes speech from it, proves by this that the ids 
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from megatron_most.errors import DataError
 from megatron_most.speech import CodecIdentity, FrameIdentity
 
 _NAMES = {"codec", "tokenizer", "templates"}
+_LATER = {"frames", "wordings"}  # which older files do not have
 
 
 @dataclass(frozen=True)
@@ -29,6 +31,8 @@ class MadeWith:
     """Name and hash of each."""
     frames: FrameIdentity | None = None
     """None: no continuous frames; then the file has no such key, as those that are older than frames."""
+    wordings: tuple[tuple[str, str], ...] = ()
+    """Hash and content of templates, so that they need not be given again; data older than this did not record them."""
 
     def to_json(self) -> str:
         """The file's content."""
@@ -37,6 +41,7 @@ class MadeWith:
             "tokenizer": self.tokenizer.to_dict() if self.tokenizer else None,
             "templates": [list(of) for of in self.templates],
             **({"frames": self.frames.to_dict()} if self.frames else {}),
+            **({"wordings": dict(self.wordings)} if self.wordings else {}),
         }
         return json.dumps(values, indent=1, ensure_ascii=False) + "\n"
 
@@ -45,14 +50,18 @@ class MadeWith:
         """The inverse of `to_json`, read strictly."""
         try:
             values = json.loads(path.read_text(encoding="utf-8"))
-            if set(values) - {"frames"} != _NAMES:
+            if set(values) - _LATER != _NAMES:
                 raise ValueError(f"holds {sorted(values)}, not {sorted(_NAMES)}")
-            codec, tokenizer = values["codec"], values["tokenizer"]
+            codec, tokenizer, wordings = values["codec"], values["tokenizer"], values.get("wordings", {})
+            for digest, wording in wordings.items():
+                if hashlib.sha256(wording.encode()).hexdigest() != digest:
+                    raise ValueError(f"the wording of templates {digest[:12]} is not theirs")
             return cls(
                 CodecIdentity.from_dict(codec) if codec is not None else None,
                 TokenizerIdentity.from_dict(tokenizer) if tokenizer is not None else None,
                 tuple((str(name), str(digest)) for name, digest in values["templates"]),
                 FrameIdentity.from_dict(values["frames"]) if "frames" in values else None,
+                tuple(wordings.items()),
             )
         except (OSError, ValueError, TypeError, AttributeError, DataError) as error:
             remedy = "copy the checkpoint here again"
@@ -69,8 +78,9 @@ class MadeWith:
                     f"{before[:12]}): the same input would mean other things; make the data with that {what}"
                 )
         templates = tuple(dict.fromkeys([*self.templates, *later.templates]))
+        wordings = tuple(dict([*self.wordings, *later.wordings]).items())
         frames = later.frames or self.frames
-        return MadeWith(later.codec or self.codec, later.tokenizer or self.tokenizer, templates, frames)
+        return MadeWith(later.codec or self.codec, later.tokenizer or self.tokenizer, templates, frames, wordings)
 
     @property
     def _keys(self) -> tuple[str | None, ...]:
@@ -102,5 +112,7 @@ def makers_of(folders: Iterable[Path | str]) -> MadeWith:
     found = MadeWith()
     for folder in folders:
         info = load_info(folder)
-        found = found.then(MadeWith(info.codec, info.tokenizer, (info.templates,), info.frames), str(folder))
+        wordings = ((info.templates[1], info.wording),) if info.wording is not None else ()
+        made = MadeWith(info.codec, info.tokenizer, (info.templates,), info.frames, wordings)
+        found = found.then(made, str(folder))
     return found

@@ -45,6 +45,8 @@ class ManifestHeader:
     files: dict[str, tuple[int, str]]
     """name -> (bytes, sha256)"""
     rejects: dict[str, int] = field(default_factory=dict)
+    augmentation: dict[str, Any] | None = None
+    """How the sound of all rows is changed after it is read (speech's Augmentation); None: it is not."""
     format: str = FORMAT
 
     @property
@@ -93,6 +95,12 @@ class Manifest:
                 yield parse_row(self.header.kind, line)
             except RowError as error:
                 raise DataError(f"{self.folder / ROWS}, row {number + 1}: {error}") from error
+
+    def require_plain(self, what: str) -> None:
+        """DataError where the sound is augmented, which only `units` hears so."""
+        if self.header.augmentation is not None:
+            raise DataError(f"{self.folder}: its speech is augmented, and {what} hears recordings as they are; give "
+                            "the manifest that it was made from")  # fmt: skip
 
     @property
     def audio_root(self) -> Path:
@@ -149,6 +157,8 @@ def open_manifest(folder: Path | str) -> Manifest:
     texts = (header.corpus, header.split, header.licence, header.source, header.normalisation, header.audio_root)
     if header.kind not in ("speech", "text", "chat") or not all(isinstance(t, str) for t in texts):
         raise DataError(f"{path}: a field has a wrong type or value; make the manifest again")
+    if header.augmentation is not None and not isinstance(header.augmentation, dict):
+        raise DataError(f"{path}: augmentation is no table; augment again")
     if type(header.rows) is not int or header.rows < 0 or not isinstance(header.seconds, int | float):
         raise DataError(f"{path}: rows = {header.rows!r}, seconds = {header.seconds!r}: not counts; make it again")
     if set(header.files) != {ROWS, REJECTS}:

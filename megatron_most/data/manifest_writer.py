@@ -45,12 +45,14 @@ class ManifestWriter:
         normalisation: str,
         language: str | None = None,
         audio_root: str = "",
+        augmentation: dict[str, Any] | None = None,
         max_reject_rate: float = 0.05,
     ) -> None:
         self.folder = Path(folder)
         self._about = dict(kind=kind, corpus=corpus, split=split, licence=licence, source=source)
         self._about |= dict(normalisation=normalisation, audio_root=audio_root)
         self._kind, self._language, self._max_reject_rate = kind, language, max_reject_rate
+        self._augmentation = augmentation
         self.rows, self._seconds = 0, 0.0
         self._recording: object = None
         self._recording_json = ""
@@ -180,6 +182,7 @@ class ManifestWriter:
             self._header = ManifestHeader(
                 **self._about,  # type: ignore[arg-type]
                 language=self._language,
+                augmentation=self._augmentation,
                 rows=self.rows,
                 seconds=round(self._seconds, 3),
                 files={name: ((self._part / name).stat().st_size, digest) for name, digest in hashes.items()},

@@ -18,7 +18,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from megatron_most.data.dataset import DATA, INFO, DatasetInfo, facts_of, find_repeated, open_dataset, save_dataset
+from megatron_most.data.dataset import facts_of, find_repeated, open_dataset, save_dataset
+from megatron_most.data.dataset_info import DATA, INFO, DatasetInfo
 from megatron_most.data.index_writer import join_indexes
 from megatron_most.data.indexed import IDS, IDX, IndexedDocuments
 from megatron_most.data.spans import FRAME_FILES, SpanTable, join_spans

@@ -69,6 +69,13 @@ class Piece(NamedTuple):
     """Its number in that source."""
     start: int
     stop: int
+    epoch: int = 0
+    """Of its task. Augmentation draws anew in each; documents of one are read once in a step."""
+
+    @property
+    def key(self) -> tuple[int, int, int, int]:
+        """Which document, in which epoch."""
+        return self.task, self.source, self.document, self.epoch
 
 
 @dataclass(frozen=True, slots=True)

@@ -18,6 +18,7 @@ import numpy as np
 
 from megatron_most.data.batch import Document, PackedBatch, pack_rows
 from megatron_most.data.blend import Blend, TaskProgress, TaskSpec, TaskStream, TaskSummary
+from megatron_most.data.frames_read import FrameDocuments
 from megatron_most.data.packing import PackedRow, Piece, cut_long, deal_rows, pack_lengths
 from megatron_most.data.place import Position, ReaderState, TaskState
 from megatron_most.data.shuffle import Permutation
@@ -70,20 +71,21 @@ class Reader:
     def _plan_window(self, window: int) -> tuple[PackedRow, ...]:
         before, after = (self.blend.counts(number * self.window) for number in (window, window + 1))
         drawn = [
-            (task, self._streams[task].draw(first, stop))
+            (task, self._streams[task].draw(first, stop), self._streams[task].epochs(first, stop))
             for task, (first, stop) in enumerate(zip(before, after, strict=True))
         ]
         order = Permutation(self.window, self.seed, "documents", window)(np.arange(self.window))
         rows = self._pack(drawn, order)
         return tuple(rows[at] for at in Permutation(len(rows), self.seed, "rows", window)(range(len(rows))).tolist())
 
-    def _pack(self, drawn: Sequence[tuple[int, np.ndarray]], order: np.ndarray) -> list[PackedRow]:
-        """Rows of the drawn documents (task, numbers), which are taken in `order`."""
-        located = [self._streams[task].locate(numbers) for task, numbers in drawn]
-        tasks = np.repeat([task for task, _ in drawn], [len(numbers) for _, numbers in drawn])[order]
+    def _pack(self, drawn: Sequence[tuple[int, np.ndarray, np.ndarray]], order: np.ndarray) -> list[PackedRow]:
+        """Rows of the drawn documents (task, numbers, epochs), which are taken in `order`."""
+        located = [self._streams[task].locate(numbers) for task, numbers, _ in drawn]
+        tasks = np.repeat([task for task, _, _ in drawn], [len(numbers) for _, numbers, _ in drawn])[order]
+        epochs = np.concatenate([epochs for _, _, epochs in drawn])[order]
         sources, documents, num_ids = (np.concatenate(parts)[order] for parts in zip(*located, strict=True))
         which, starts, stops = cut_long(num_ids, self._keeps_end[tasks], self.row_length)
-        columns = (tasks[which], sources[which], documents[which], starts, stops)
+        columns = (tasks[which], sources[which], documents[which], starts, stops, epochs[which])
         pieces = list(map(Piece, *(column.tolist() for column in columns)))
         return [PackedRow(tuple(pieces[at] for at in row)) for row in pack_lengths(stops - starts, self.row_length)]
 
@@ -116,7 +118,7 @@ class Reader:
         rows: list[PackedRow] = []
         for first in range(0, stop, self.window):
             numbers = np.arange(first, min(first + self.window, stop))
-            rows += self._pack([(number, numbers)], np.arange(len(numbers)))
+            rows += self._pack([(number, numbers, np.zeros_like(numbers))], np.arange(len(numbers)))
         return rows
 
     def validation_fingerprints(self, task: str) -> list[str]:
@@ -138,13 +140,13 @@ class Reader:
         return self._pack_batch(rows, whole)
 
     def _pack_batch(self, rows: Sequence[PackedRow], whole: Mapping[tuple[int, ...], Document]) -> PackedBatch:
-        documents = [[_part(whole[piece[:3]], piece) for piece in row.pieces] for row in rows]
+        documents = [[_part(whole[piece.key], piece) for piece in row.pieces] for row in rows]
         tasks = [[self._numbers[piece.task] for piece in row.pieces] for row in rows]
         return pack_rows(documents, self.row_length, self.token_map, tasks)
 
     def _read_all(self, rows: Sequence[PackedRow]) -> dict[tuple[int, ...], Document]:
         """The documents that the rows hold, each once; those whose sound has to be heard, by several threads."""
-        pieces = {piece[:3]: piece for row in rows for piece in row.pieces}
+        pieces = {piece.key: piece for row in rows for piece in row.pieces}
         slow = [key for key, piece in pieces.items() if self._is_slow[piece.task]]
         if not slow:
             return {key: self._read(piece) for key, piece in pieces.items()}
@@ -157,7 +159,10 @@ class Reader:
 
     def _read(self, piece: Piece) -> Document:
         source = self._streams[piece.task].spec.sources[piece.source]
-        document = source.document(piece.document)
+        if isinstance(source, FrameDocuments):
+            document = source.draw(piece.document, piece.epoch)
+        else:
+            document = source.document(piece.document)
         if len(document.ids) != source.lengths[piece.document]:
             raise DataError(
                 f"{self._name(piece)}: holds {len(document.ids)} tokens where its index says "

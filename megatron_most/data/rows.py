@@ -3,6 +3,8 @@
 Speech: a span of a recording with its transcript (`Utterance`, one supervision of a Lhotse MonoCut). Text: an id and a
 text. Chat: turns, each of text, units and speech parts. A parser raises RowError with a fixed reason, so that bad rows
 can be counted.
+Surprising: a cut of augmented speech stays that of its recording, as Lhotse reads it; what is parsed of it has the
+times of the sound that will be made.
 """
 
 from __future__ import annotations
@@ -15,6 +17,7 @@ from megatron_most.data.rejects import RowError
 _SLACK_S = 0.002  # published times are rounded to the millisecond, start and duration each
 _MOST = 1e9  # seconds; whole numbers can be too long for a float
 ROLES = ("system", "user", "assistant")
+AUGMENTED = "most_augmented"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -24,6 +27,21 @@ class Word:
     text: str
     start: float
     duration: float
+
+
+@dataclass(frozen=True, slots=True)
+class Augmented:
+    """Which draw of an augmentation an utterance is (augment.py)."""
+
+    of: str
+    """The id of the row it is made from."""
+    copy: int
+    """From 1."""
+    by: str
+    """The augmentation's hash, its beginning."""
+    pace: float
+    """How many times faster than the recording."""
+    read_duration: float
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -42,6 +60,13 @@ class Utterance:
     speaker: str | None = None
     language: str | None = None
     words: tuple[Word, ...] = ()
+    augmented: Augmented | None = None
+    """How its sound is changed after it is read; `duration` and `words` are then those of the changed sound."""
+
+    @property
+    def read_duration(self) -> float:
+        """Of the stretch of the recording, in seconds."""
+        return self.duration if self.augmented is None else self.augmented.read_duration
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -66,6 +91,8 @@ class Turn:
 
     role: str
     parts: tuple[Part, ...]
+    is_trained: bool = True
+    """Whether an answer is learnt. One that was cut off is context alone: it ends where nobody would end."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -105,18 +132,21 @@ def parse_utterance(row: dict[str, Any]) -> Utterance:
     if not isinstance(supervisions, list) or len(supervisions) != 1 or not isinstance(supervisions[0], dict):
         raise RowError("malformed row", "a cut needs one supervision, or none")
     said = supervisions[0]
+    augmented = _augmented(row.get("custom"), duration)
+    pace = augmented.pace if augmented else 1.0
     return Utterance(
         id=id,
         audio=audio,
         start=start,
-        duration=duration,
+        duration=duration / pace,
         channel=channel,
         recording=_text(recording, "id"),
         sampling_rate=sampling_rate,
         text=_optional_text(said, "text"),
         speaker=_optional_text(said, "speaker"),
         language=_optional_text(said, "language"),
-        words=_words(said.get("alignment")),
+        words=_words(said.get("alignment"), pace),
+        augmented=augmented,
     )
 
 
@@ -136,10 +166,11 @@ def parse_chat(row: dict[str, Any]) -> ChatRow:
 
 def chat_dict(row: ChatRow) -> dict[str, Any]:
     """The JSON object that parse_chat reads back."""
-    return {
-        "id": row.id,
-        "turns": [{"role": turn.role, "parts": [_part_dict(part) for part in turn.parts]} for turn in row.turns],
-    }
+    turns = []
+    for turn in row.turns:
+        found: dict[str, Any] = {"role": turn.role, "parts": [_part_dict(part) for part in turn.parts]}
+        turns.append(found if turn.is_trained else {**found, "trained": False})
+    return {"id": row.id, "turns": turns}
 
 
 def _part_dict(part: Part) -> dict[str, Any]:
@@ -156,7 +187,10 @@ def _turn(turn: Any) -> Turn:
     parts = turn.get("parts")
     if not isinstance(parts, list) or not parts:
         raise RowError("malformed row", "a turn without parts")
-    return Turn(role=turn["role"], parts=tuple(_part(part) for part in parts))
+    is_trained = turn.get("trained", True)
+    if not isinstance(is_trained, bool):
+        raise RowError("malformed row", "trained is true or false")
+    return Turn(role=turn["role"], parts=tuple(_part(part) for part in parts), is_trained=is_trained)
 
 
 def _part(part: Any) -> Part:
@@ -171,7 +205,19 @@ def _part(part: Any) -> Part:
     raise RowError("malformed row", "a part is {text: string}, {units: list of numbers >= 0} or {speech: id}")
 
 
-def _words(alignment: Any) -> tuple[Word, ...]:
+def _augmented(custom: Any, duration: float) -> Augmented | None:
+    """Lhotse keeps what is a user's own under `custom`; others' keys are theirs."""
+    if not isinstance(custom, dict) or (found := custom.get(AUGMENTED)) is None:
+        return None
+    if not isinstance(found, dict) or set(found) != {"of", "copy", "by", "pace"}:
+        raise RowError("malformed row", f"custom.{AUGMENTED} is of, copy, by and pace")
+    pace, copy = _number(found, "pace"), found["copy"]
+    if type(copy) is not int or copy < 1 or not 0.1 <= pace <= 10:
+        raise RowError("malformed row", f"custom.{AUGMENTED}: copy {copy!r}, pace {pace!r}")
+    return Augmented(_text(found, "of"), copy, _text(found, "by"), pace, duration)
+
+
+def _words(alignment: Any, pace: float) -> tuple[Word, ...]:
     words = alignment.get("word") if isinstance(alignment, dict) else None
     if not words:
         return ()
@@ -182,7 +228,8 @@ def _words(alignment: Any) -> tuple[Word, ...]:
         if not isinstance(word, list) or len(word) < 3 or not isinstance(word[0], str):
             raise RowError("bad word times", "an aligned word is [word, start, duration]")
         start, duration = ({"t": word[i]} for i in (1, 2))
-        found.append(Word(text=_encodable(word[0]), start=_number(start, "t"), duration=_number(duration, "t")))
+        begins, lasts = _number(start, "t") / pace, _number(duration, "t") / pace
+        found.append(Word(text=_encodable(word[0]), start=begins, duration=lasts))
     return tuple(found)
 
 

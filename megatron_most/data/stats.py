@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_most.data.dataset import INFO, DatasetInfo, open_dataset
+from megatron_most.data.dataset import open_dataset
+from megatron_most.data.dataset_info import INFO, DatasetInfo
 from megatron_most.data.indexed import IndexedDocuments, Sequences, is_trained_mode, tag_of_mode
 from megatron_most.data.manifest import Manifest, Utterance
 from megatron_most.errors import DataError

@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from megatron_most.data.augment import augmented, augmenter_of
 from megatron_most.data.manifest import Manifest, parse_row
 from megatron_most.data.rejects import RowError
 from megatron_most.data.rows import Utterance
@@ -53,12 +54,15 @@ def find_examples(
     chosen = sorted(heapq.nsmallest(_CANDIDATES * count, hashed()), key=seconds)[:count]  # stable: else by hash
     places = {int(units.shards[s].rows[i]): (units.shards[s].sequence(i), id) for _, s, i, id in chosen}
     examples = []
+    augmenter = augmenter_of(manifest)
     for number, line in manifest.lines(min(places, default=0), max(places, default=-1) + 1):
         if number in places:
             row, (sequence, id) = _utterance(manifest, number, line), places[number]
             if row.id != id:
                 raise DataError(f"{units.path}: row {number + 1} is {id!r} there, but {row.id!r} in {manifest.folder}")
-            examples.append(Example(row, units.codec, _read(root, row, units.codec.sample_rate), sequence))
+            rate = units.codec.sample_rate
+            wave = augmented(augmenter, row, _read(root, row, rate), rate)
+            examples.append(Example(row, units.codec, wave, sequence))
     return tuple(examples)
 
 
@@ -74,6 +78,6 @@ def _utterance(manifest: Manifest, number: int, line: bytes) -> Utterance:
 
 def _read(root: Path, row: Utterance, rate: int) -> np.ndarray:
     try:
-        return read_span(confine(root, row.audio), row.start, row.duration, sample_rate=rate)
+        return read_span(confine(root, row.audio), row.start, row.read_duration, sample_rate=rate)
     except AudioError as error:
         raise DataError(f"utterance {row.id!r}: {error}; give where the audio is with --audio-root") from error

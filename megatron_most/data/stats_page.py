@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from megatron_most.data.dataset import Source
+from megatron_most.data.dataset_info import Source
 from megatron_most.data.stats import DatasetStats, SpeakerHours, facts, percent, short, span
 from megatron_most.data.stats_examples import Example, find_examples
 from megatron_most.data.stats_plots import draw_bars, draw_example, draw_plots

@@ -18,12 +18,14 @@ Kind = Literal["text", "audio", "mixed", "wave"]
 
 def synthetic_document(tokens: TokenMap, kind: Kind, length: int, seed: int, index: int, spread: int = 32) -> Document:
     """One document of `length` ids over `spread` text tokens and units; "wave" has wave markers around every six of
-    its text.
+    its text. Text is of the ids below the first special one, or above them where they come first.
     """
     draw = random.Random(f"{seed}/{index}/{kind}")
     start_text, start_unit = draw.randrange(spread), draw.randrange(spread)
     num_units = min(spread, tokens.num_units)
-    text = [(start_text + i) % min(spread, tokens.bos_id) for i in range(length)]
+    specials = sorted({tokens.bos_id, tokens.eos_id, tokens.pad_id})
+    first, limit = (0, specials[0]) if specials[0] else (specials[-1] + 1, tokens.backbone_vocab_size)
+    text = [first + (start_text + i) % min(spread, limit - first) for i in range(length)]
     units = [tokens.first_unit_id + (start_unit + 3 * i) % num_units for i in range(length)]
     if kind == "text" or length < 4:  # no room for markers
         pairs = [(token, TEXT) for token in text]

@@ -59,6 +59,8 @@ class TaskContext:
     templates: Templates
     units_of: UnitsOf = field(default_factory=dict)
     """Units by utterance id, for the speech parts of chats."""
+    heard_of: UnitsOf | None = None
+    """Of what users say, where that is augmented; None: as all."""
     options: TaskOptions = field(default_factory=TaskOptions)
     frames_tag: int = AUDIO
     """The tag of continuous frames."""
@@ -180,11 +182,13 @@ def _asr_or_tts(task: str, row: SpeechRow | FrameRow, context: TaskContext) -> D
     return Draft(id, (utterance.id,), pieces, Speech.lasting(utterance.duration))
 
 
-def exchange(before: Sequence[str | Piece], given: Content, answer: Content, context: TaskContext) -> list[Piece]:
-    """A prompt, with what stands before it, and its response; only the response is trained on."""
+def exchange(
+    before: Sequence[str | Piece], given: Content, answer: Content, context: TaskContext, is_trained: bool = True
+) -> list[Piece]:
+    """A prompt, with what stands before it, and its response; only the response is trained on, if that is."""
     templates, tokens = context.templates, context.token_map
     prompt = join([*before, *fill(templates.prompt, given, tokens, False)], False)
-    return prompt + join(fill(templates.response, answer, tokens, True), True)
+    return prompt + join(fill(templates.response, answer, tokens, is_trained), is_trained)
 
 
 def _chat(task: str, row: ChatRow, context: TaskContext) -> Draft:
@@ -201,11 +205,13 @@ def _chat(task: str, row: ChatRow, context: TaskContext) -> Draft:
             raise RowError("roles do not alternate", f"turn {number + 1} is the {turn.role}'s")
     if not turns or turns[-1].role != "assistant":
         raise RowError("does not end with the assistant")
+    if not any(turn.is_trained for turn in turns[1::2]):
+        raise RowError("nothing to learn", "every answer was cut off")
     pieces: list[Piece] = []
     speech = NO_SPEECH
     for user, assistant in zip(turns[::2], turns[1::2], strict=True):
         (given, heard), (answer, said) = content_of(user, context), content_of(assistant, context)
-        pieces += exchange(before, given, answer, context)
+        pieces += exchange(before, given, answer, context, assistant.is_trained)
         speech += heard + said
         before = []
     has_speech = any(not isinstance(part, str) for turn in row.turns for part in turn.parts)
@@ -229,7 +235,7 @@ def content_of(turn: Turn, context: TaskContext) -> tuple[Content, Speech]:
         elif hears is not None:
             raise RowError("units without sound", "the user's speech is heard as frames; name utterances")
         elif isinstance(part, SpeechPart):
-            units_of = context.units_of
+            units_of = context.units_of if turn.role != "user" else context.heard_of or context.units_of
             found = units_of.get(part.utterance) if isinstance(units_of, Mapping) else units_of(part.utterance)
             if found is None:
                 raise RowError("no units", f"of utterance {part.utterance!r}")

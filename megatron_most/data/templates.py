@@ -56,13 +56,18 @@ class Templates:
     prompt: Form
     response: Form
     instructions: Mapping[str, tuple[str, ...]]
+    wording: str
+    """The content as JSON, for a dataset and its models to keep."""
     hash: str
-    """SHA-256 of the content; comments and order do not change it."""
+    """SHA-256 of the wording; the file's comments and order do not change it."""
+    seed: int = 0
+    """Of the choice of phrasings; another seed gives the same documents other ones."""
 
     def instruction(self, task: str, document: str) -> str:
         """The phrasing for a document, by its id."""
         choices = self.instructions[task]
-        return choices[draw(len(choices), self.name, task, document)]
+        seed = (self.seed,) if self.seed else ()
+        return choices[draw(len(choices), self.name, task, document, *seed)]
 
 
 def draw(choices: int, *key: str | int) -> int:
@@ -87,6 +92,11 @@ def load_templates(name_or_path: str | Path) -> Templates:
     except ValueError as error:
         raise DataError(f"{path}: not readable as TOML: {error}; compare it with the chat templates") from error
     return _Reader(path).read(table)
+
+
+def recorded_templates(name: str, wording: str) -> Templates:
+    """The inverse of `Templates.wording`."""
+    return _Reader(Path(f"{name}.toml")).read(json.loads(wording))
 
 
 class _Reader:
@@ -115,6 +125,7 @@ class _Reader:
             prompt=forms["prompt"],
             response=forms["response"],
             instructions={task: self._phrasings(task, listed) for task, listed in instructions.items()},
+            wording=canonical,
             hash=hashlib.sha256(canonical.encode()).hexdigest(),
         )
 

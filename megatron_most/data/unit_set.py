@@ -51,10 +51,15 @@ class UnitHeader:
     rejects: dict[str, int] = field(default_factory=dict)
     files: dict[str, tuple[int, str]] = field(default_factory=dict)
     """name -> (bytes, sha256)"""
+    augmentation: str | None = None
+    """The hash of what changed the sound before it was heard; None: nothing. Then the file has no such key."""
     format: str = FORMAT
 
     def to_json(self) -> str:
-        return sealed({**asdict(self), "codec": self.codec.to_dict()})
+        values = {**asdict(self), "codec": self.codec.to_dict()}
+        if self.augmentation is None:
+            del values["augmentation"]
+        return sealed(values)
 
 
 class UnitShard:
@@ -120,6 +125,11 @@ class UnitSet:
                 at = int(np.searchsorted(shard.rows, row))
                 return shard.sequence(at) if at < len(shard) and int(shard.rows[at]) == row else None
         return None
+
+    @property
+    def augmentation(self) -> str | None:
+        """The hash of what changed the sound; None: nothing."""
+        return self.shards[0].header.augmentation
 
     def by_id(self, id: str) -> UnitSequence | None:
         """The units of an utterance."""

@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_most.data.dataset import INFO, REJECTS, DatasetInfo, dtype_for, find_repeated, load_info
+from megatron_most.data.dataset import dtype_for, find_repeated, load_info
+from megatron_most.data.dataset_info import INFO, REJECTS, DatasetInfo
 from megatron_most.data.indexed import BIN, IDS, IDX, IndexedDocuments, Sequences, is_trained_mode, tag_of_mode
 from megatron_most.data.spans import SpanTable
 from megatron_most.errors import DataError, UpstreamError

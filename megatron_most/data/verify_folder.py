@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from megatron_most.data.dataset import INFO
+from megatron_most.data.dataset_info import INFO
 from megatron_most.data.frame_files import FEATURES, open_kept
 from megatron_most.data.frame_files import HEADER as FRAMES
 from megatron_most.data.index_format import BIN

@@ -32,6 +32,7 @@ class Masters:
             lr=train.learning_rate,
             betas=train.betas,
             eps=train.epsilon,
+            fused=True,
         )
 
     def take_gradients(self) -> None:
@@ -70,7 +71,7 @@ class Masters:
             master.copy_(value)
             if not updates:
                 continue
-            here = {"step": torch.tensor(float(updates))}
+            here = {"step": torch.tensor(float(updates), device=master.device)}
             for kind in MOMENTS:
                 moment = read(kind, name, shape)
                 here[kind] = torch.zeros_like(master) if moment is None else moment.to(master.device)

@@ -234,7 +234,7 @@ def _optimizer(plan: Plan, named: list[tuple[str, torch.nn.Parameter]]) -> torch
                 decay = train.weight_decay if is_matrix else 0.0
                 mark = {"name": expert_group_name(plan.layout), "moe": True} if is_expert else {}
                 groups.append({"params": weights, "weight_decay": decay, **mark})
-    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, eps=train.epsilon)
+    return torch.optim.AdamW(groups, lr=train.learning_rate, betas=train.betas, eps=train.epsilon, fused=True)
 
 
 def _settings(plan: Plan) -> dict[str, Any]:

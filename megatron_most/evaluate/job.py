@@ -21,6 +21,7 @@ from typing import Any, BinaryIO
 
 from megatron_most.errors import DataError, MostError
 from megatron_most.evaluate.result import RECORDS, RESULT, Result, read_result
+from megatron_most.evaluate.sounds import Sounds, find_sounds
 from megatron_most.evaluate.task import Record, Task
 from megatron_most.runtime import (
     Journal,
@@ -78,6 +79,7 @@ def run_task(task: Task, setting: Setting) -> Result:
         "what": "evaluation",
         "task": task.name,
         "model": setting.model["hash"],
+        "precision": setting.model["precision"],
         "data": dict(task.about.data),
         "config": dict(task.about.config),
         "seeds": setting.seeds,
@@ -85,11 +87,16 @@ def run_task(task: Task, setting: Setting) -> Result:
     }
     with _opened(folder, job, setting.share) as journal:
         is_finished, token = _told_by_rank_0(journal, setting.share)
+        sounds = find_sounds(task, setting.out, setting.share.rank, setting.share.ranks)
         if not is_finished:
             part = folder.with_name(f"{folder.name}.part")
-            _run_all(task, setting, part, journal, token)
-            _conclude(task, setting, part, journal, token)
+            _run_all(task, setting, sounds, part, journal, token)
+            _conclude(task, setting, sounds, part, journal, token)
     result = read_result(folder)
+    if result.data.get("sounds", "") != sounds.hash:
+        raise DataError(
+            f"{folder}: was made of other sounds than those that are there now; put them back, or choose another --out"
+        )
     _say(result)
     return result
 
@@ -135,10 +142,10 @@ def _wait_for(mark: Path, folder: Path | None = None) -> None:
         time.sleep(_LOOK_S)
 
 
-def _run_all(task: Task, setting: Setting, part: Path, journal: Journal | None, token: int) -> None:
+def _run_all(task: Task, setting: Setting, sounds: Sounds, part: Path, journal: Journal | None, token: int) -> None:
     """This rank's items that have no record yet."""
     share = setting.share
-    done = {number for number, record in _read(part).items() if "fault" not in record}
+    done = {number for number, record in _read(part, sounds).items() if "fault" not in record}
     agree(None)  # all have read before anyone writes
     todo = [number for number in range(len(task)) if number not in done]
     mine = todo[share.index :: share.count]
@@ -154,7 +161,8 @@ def _run_all(task: Task, setting: Setting, part: Path, journal: Journal | None, 
                 records = task.run(batch)
                 seconds = (time.perf_counter() - begun) / len(batch)
                 if file is not None:
-                    _write(file, part, batch, records, seconds)
+                    of_sound = [{"sound": sounds.digests[number]} for number in batch]
+                    _write(file, part, batch, [{**a, **b} for a, b in zip(of_sound, records, strict=True)], seconds)
                 if journal is not None:
                     journal.commit({"batches": len(batches)})
         except MostError as error:
@@ -166,13 +174,12 @@ def _run_all(task: Task, setting: Setting, part: Path, journal: Journal | None, 
     agree(wrong)
 
 
-def _conclude(task: Task, setting: Setting, part: Path, journal: Journal | None, token: int) -> None:
+def _conclude(task: Task, setting: Setting, sounds: Sounds, part: Path, journal: Journal | None, token: int) -> None:
     """Rank 0 scores and seals; the others hear of errors."""
     wrong, scored = None, part / f".scored-{token}"
     if journal is not None:
         try:
-            found = _read(journal.part)
-            result, records, files = _score(task, setting, found)
+            result, records, files = _score(task, setting, sounds, _read(journal.part, sounds))
             if not result.is_whole:
                 _write_all(journal.part, result, records, files)
                 raise DataError(_too_many(task, result, records, journal.part))
@@ -186,7 +193,9 @@ def _conclude(task: Task, setting: Setting, part: Path, journal: Journal | None,
     agree(wrong)
 
 
-def _score(task: Task, setting: Setting, found: dict[int, Record]) -> tuple[Result, list[Record], dict[str, bytes]]:
+def _score(
+    task: Task, setting: Setting, sounds: Sounds, found: dict[int, Record]
+) -> tuple[Result, list[Record], dict[str, bytes]]:
     missing = [number for number in range(len(task)) if number not in found]
     if missing:
         raise DataError(f"{task.name}: {task.id(missing[0])} has no record; run the same command again")
@@ -211,7 +220,7 @@ def _score(task: Task, setting: Setting, found: dict[int, Record]) -> tuple[Resu
         items=len(good),
         left_out=dict(left_out),
         model=setting.model,
-        data=dict(about.data),
+        data={**about.data, **({"sounds": sounds.hash} if sounds.hash else {})},
         config=dict(about.config),
         seeds=setting.seeds,
         bootstrap={"samples": SAMPLES, "confidence": CONFIDENCE, "over": "items"},
@@ -231,11 +240,11 @@ def _score(task: Task, setting: Setting, found: dict[int, Record]) -> tuple[Resu
 
 def _write_all(part: Path, result: Result, records: Sequence[Record], files: dict[str, bytes]) -> None:
     with writing(part, _AGAIN):
-        write_atomically(part / RECORDS, "".join(json.dumps(one, ensure_ascii=False) + "\n" for one in records))
+        write_atomically(part / RECORDS, b"".join(map(_line, records)))
         for name, content in files.items():
             (part / name).parent.mkdir(parents=True, exist_ok=True)
             write_atomically(part / name, content)
-        write_atomically(part / RESULT, result.to_json())
+        write_atomically(part / RESULT, result.to_json().encode(errors="backslashreplace"))
 
 
 def _finish(part: Path, result: Result, records: Sequence[Record], files: dict[str, bytes]) -> None:
@@ -254,13 +263,17 @@ def _too_many(task: Task, result: Result, records: Sequence[Record], part: Path)
     )
 
 
-def _read(part: Path) -> dict[int, Record]:
-    """Item -> its record, of all ranks of all attempts; a good one goes before a fault."""
+def _read(part: Path, sounds: Sounds) -> dict[int, Record]:
+    """Item -> its record, of all ranks of all attempts; a good one goes before a fault. Those of a sound that has
+    changed do not count.
+    """
     found: dict[int, Record] = {}
     for path in sorted(part.glob("records-*.jsonl")):
         with open_file(path) as file:
             for _, line in json_lines(file, path, lambda line: isinstance(line.get("number"), int)):
                 number = line.pop("number")
+                if line.pop("sound", "") != sounds.digests[number]:
+                    continue
                 if number not in found or "fault" in found[number]:
                     found[number] = line
     return found
@@ -282,10 +295,14 @@ def _write(file: BinaryIO, part: Path, batch: Sequence[int], records: Sequence[R
     assert len(records) == len(batch), f"{len(records)} records for {len(batch)} items"
     with writing(part, _AGAIN):
         for number, record in zip(batch, records, strict=True):
-            line = {"number": number, **record, "seconds": seconds}
-            file.write(json.dumps(line, ensure_ascii=False).encode(errors="backslashreplace") + b"\n")
+            file.write(_line({"number": number, **record, "seconds": seconds}))
         file.flush()
         os.fdatasync(file.fileno())
+
+
+def _line(record: Record) -> bytes:
+    """Half a character (of a strange file name, or of a JSON escape) is written as JSON's escape again."""
+    return json.dumps(record, ensure_ascii=False).encode(errors="backslashreplace") + b"\n"
 
 
 def _say(result: Result) -> None:

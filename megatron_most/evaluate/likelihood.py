@@ -7,18 +7,15 @@ before it, the first one from the marks.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 
 from megatron_most.data.document import audio_ids
+from megatron_most.evaluate.options import Kind
 from megatron_most.evaluate.subject import Subject
 from megatron_most.evaluate.task import Fault
 from megatron_most.generate import Prompt, sequence_logprobs
 from megatron_most.speech import UnitSequence
-
-Kind = Literal["mean", "sum"]
-"""mean: nats a unit, so that a longer word is not less likely for its length. sum: nats of all of it."""
 
 
 def unit_logprobs(subject: Subject, speech: Sequence[UnitSequence | Fault]) -> list[np.ndarray | Fault]:

@@ -1,7 +1,8 @@
 """How speech sounds, beside what it says: speaker similarity and UTMOS. Only with models the user has on disk.
 
 Speaker similarity: cosine of two x-vectors by a transformers model (WavLM's, published for speaker verification).
-UTMOS: a TorchScript file that takes [B, samples] and a sample rate and gives a score of 1 to 5 each.
+UTMOS: a TorchScript file, either of float waves [B, samples] and their rate, as SpeechMOS' models are, or of 16-bit
+samples alone, as balacoon/utmos is; its own signature tells which.
 """
 
 from __future__ import annotations
@@ -75,13 +76,21 @@ class Utmos:
         except RuntimeError as error:
             first = str(error).splitlines()[0]
             raise DataError(f"{path}: cannot be read as TorchScript: {first}; give UTMOS saved by torch.jit") from error
+        taken = len(self._model.forward.schema.arguments) - 1
+        if taken not in (1, 2):
+            raise DataError(f"{path}: takes {taken} arguments; UTMOS takes 16-bit samples, or waves and their rate")
+        self._takes_rate = taken == 2
         self.identity = f"{path.name} ({sha256_file(path)[:12]})"
 
     def __call__(self, said: np.ndarray, real: np.ndarray, sample_rate: int) -> float:
         import torch
 
+        wave = _at_16k(said, sample_rate)
+        if not self._takes_rate:
+            wave = (np.clip(wave, -1, 1) * 32767).astype(np.int16)
         with torch.no_grad():
-            return float(self._model(torch.from_numpy(_at_16k(said, sample_rate))[None], _RATE).reshape(-1)[0])
+            scores = self._model(torch.from_numpy(wave)[None], *([_RATE] if self._takes_rate else []))
+        return float(scores.reshape(-1)[0])
 
 
 def _at_16k(wave: np.ndarray, sample_rate: int) -> np.ndarray:

@@ -10,12 +10,13 @@ from typing import Annotated, Literal
 import tyro
 
 from megatron_most.config import LayoutConfig
+from megatron_most.converse import Dtype
 from megatron_most.errors import ConfigError
-from megatron_most.evaluate.generation import Decoding
-from megatron_most.evaluate.likelihood import Kind
-from megatron_most.evaluate.speech import MAX_SECONDS
-from megatron_most.evaluate.subject import Dtype
+from megatron_most.evaluate.decoding import Decoding
 
+MAX_SECONDS = 120.0
+Kind = Literal["mean", "sum"]
+"""mean: nats a unit, so that a longer word is not less likely for its length. sum: nats of all of it."""
 TASKS = {
     "asr": "word and character errors of transcripts (--manifest, --units or --codec)",
     "tts": "word errors of what a judge hears (--manifest, --units or --codec, --vocoder, --judge)",
@@ -35,7 +36,7 @@ TEXT_TASKS = ("mmlu", "gsm8k", "triviaqa", "humaneval")
 _NEEDS = {
     "asr": ("manifest",), "tts": ("manifest", "vocoder", "judge"), "swuggy": ("zerospeech", "codec"),
     "sblimp": ("zerospeech", "codec"), "tsc": ("tsc", "codec"), "ssc": ("ssc", "codec"),
-    "qa-s2t": ("questions", "codec"), "qa-s2s": ("questions", "codec", "vocoder", "judge"), "nll": ("dataset",),
+    "qa-s2t": ("questions",), "qa-s2s": ("questions", "vocoder", "judge"), "nll": ("dataset",),
     **{name: ("text_data",) for name in TEXT_TASKS},
 }  # fmt: skip
 
@@ -81,7 +82,7 @@ class Tools:
     centroids: Path | None = None
     """Presets: the file of their published centroids."""
     codec_model: Path | None = None
-    """HuBERT: where the model is, if not where the codec or preset says."""
+    """HuBERT: where the model is, if not where the codec, the preset or the source of the model's frames says."""
     codec_precision: Literal["auto", "fp32", "bf16"] = "auto"
     trust_codec: bool = False
     """Take the units to be of the model's codec where the model's folder does not say which that is."""
@@ -100,7 +101,7 @@ class Tools:
     utmos: Path | None = None
     """tts: UTMOS as a TorchScript file; its opinion is reported too."""
     keep_audio: bool = False
-    """tts: keep what the model said as WAV files."""
+    """tts: keep what the model said as WAV files, and in resynthesised/ the recordings' units spoken by the vocoder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -127,6 +128,8 @@ class Options:
     """Not given = the Hugging Face folder's; a checkpoint of ours needs it."""
     templates: str | None = None
     """The wording it was trained with: chat, release, or a TOML file. Not given = what its folder says, or chat."""
+    trust_templates: bool = False
+    """Take --templates though the model has learnt others."""
     batch_size: int = 8
     seed: int = 0
     """Of draws (--temperature), shuffles and the bootstrap."""

@@ -1,7 +1,7 @@
 """What the paper and its peers report, in percent, and which of our results stands beside each number.
 
-Taken from the papers' tables as printed. They are of other test lists, judges and normalisers than ours may be, so a
-number beside another is a hint and no proof.
+Taken from the papers' tables as printed; their speech is English. They are of other test lists, judges and normalisers
+than ours may be, so a number beside another is a hint and no proof.
 """
 
 from __future__ import annotations
@@ -35,8 +35,8 @@ class Row:
 _SETS = (
     ("LibriSpeech test-clean", "librispeech/test.clean"),
     ("LibriSpeech test-other", "librispeech/test.other"),
-    ("VoxPopuli", "voxpopuli/.*test.*"),
-    ("Common Voice", "commonvoice/.*test.*"),
+    ("VoxPopuli", r"voxpopuli/\S*test\S*"),
+    ("Common Voice", r"commonvoice/\S*test\S*"),
 )
 _ASR = ({PAPER: 2.0, QWEN2_AUDIO: 1.8}, {PAPER: 3.7, QWEN2_AUDIO: 3.6}, {PAPER: 6.2}, {PAPER: 8.4})
 _TTS = (6.0, 7.2, 10.1, 11.5)

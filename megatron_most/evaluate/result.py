@@ -66,8 +66,13 @@ def read_result(path: Path) -> Result:
             raise DataError(f"{path}: not a result of format {FORMAT}; {remedy}")
         if set(values) != {one.name for one in fields(Result)}:
             raise ValueError(f"fields {', '.join(sorted(set(values) ^ {one.name for one in fields(Result)}))}")
+        said = {**{name: values["model"][name] for name in ("hash", "folder")}, "task": values["task"]}
+        counts = {"items": values["items"], **values["left_out"]}
+        for kind, found in ((str, said), (int, counts)):
+            if wrong := [name for name, value in found.items() if type(value) is not kind]:
+                raise TypeError(f"{wrong[0]} is no {kind.__name__}")
         return Result.from_dict(values)
-    except (ValueError, TypeError, KeyError, AttributeError) as error:
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise DataError(f"{path}: cannot be read as a result ({error}); {remedy}") from error
 
 

@@ -10,9 +10,10 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_most.converse import Ears, FrameEars, UnitEars, frame_ears, is_hf, open_hf
 from megatron_most.data.manifest import open_manifest
 from megatron_most.data.unit_set import UnitSet, open_units
-from megatron_most.errors import DataError, MostError
+from megatron_most.errors import ConfigError, DataError, MostError
 from megatron_most.evaluate.harness import Harness, open_lm
 from megatron_most.evaluate.job import Setting, Share, run_task, slug
 from megatron_most.evaluate.measures import Measure, SpeakerSimilarity, Utmos
@@ -20,7 +21,7 @@ from megatron_most.evaluate.options import Options, check_options, named
 from megatron_most.evaluate.result import Result
 from megatron_most.evaluate.sandbox import find_sandbox
 from megatron_most.evaluate.speech import Utterances, open_utterances
-from megatron_most.evaluate.subject import Subject, a_model_each, hf_facts, is_hf, open_hf, open_subject
+from megatron_most.evaluate.subject import Subject, a_model_each, hf_facts, open_subject
 from megatron_most.evaluate.task import Task
 from megatron_most.evaluate.tasks.asr import Asr
 from megatron_most.evaluate.tasks.nll import Nll
@@ -42,7 +43,7 @@ from megatron_most.runtime import (
     sha256_file,
 )
 from megatron_most.speech import Judge, SpeechCodec, load_codec, load_judge, load_vocoder
-from megatron_most.speech.vocoder import VOCODER_FILE
+from megatron_most.speech.vocoder_files import VOCODER_FILE
 from megatron_most.upstream import find_versions, versions_of
 
 _log = get_logger(__name__)
@@ -127,18 +128,19 @@ class _Run:
         options = self.options
         opened = open_subject(
             options.model, self.ranks, templates=options.templates, tokenizer=options.tokenizer, layout=options.layout,
-            dtype=options.dtype, may_differ=options.tools.trust_codec, hf=self.hf if is_hf(options.model) else None,
+            dtype=options.dtype, trust_templates=options.trust_templates, may_differ=options.tools.trust_codec,
+            hf=self.hf if is_hf(options.model) else None,
         )  # fmt: skip
         return self.stack.enter_context(opened)
 
     @cached_property
     def hf(self) -> Any:
-        return open_hf(self.options.model, self.options.dtype, self.ranks)
+        return open_hf(self.options.model, self.options.dtype, self.ranks.device)
 
     @cached_property
     def facts(self) -> dict[str, Any]:
         is_speech, _ = named(self.options.tasks)
-        return self.subject.facts if is_speech else hf_facts(self.options.model)
+        return self.subject.facts if is_speech else hf_facts(self.options.model, self.hf)
 
     @property
     def share(self) -> Share:
@@ -168,31 +170,48 @@ class _Run:
     def _units(self) -> list[UnitSet]:
         return [open_units(path) for path in self.options.data.units]
 
-    def _utterances(self, folder: Path) -> Utterances:
+    @cached_property
+    def _ears(self) -> Ears:
+        """How the model hears."""
+        if self.subject.talker.hears_frames:
+            return self._frame_ears
+        if self.options.tools.codec is None:
+            raise ConfigError("--codec", None, "the model hears units", "give the codec that made those of its data")
+        self.subject.require_codec(self.codec.identity, "--codec")
+        return UnitEars(self.codec)
+
+    @cached_property
+    def _frame_ears(self) -> FrameEars:
+        return frame_ears(self.subject.opened, self.options.tools.codec_model, self.ranks.device)
+
+    def _utterances(self, folder: Path, *, is_heard: bool) -> Utterances:
+        """`is_heard`: by the model, which may hear frames; else units are wanted."""
+        frames = self._frame_ears if is_heard and self.subject.talker.hears_frames else None
         data, manifest = self.options.data, open_manifest(folder)
         found = [units for units in self._units if units.manifest_sha256 == manifest.header.sha256]
         if len(found) > 1:
             raise DataError(f"{found[1].path}: also units of {folder}; give one set for each manifest")
         codec = None if found or self.options.tools.codec is None else self.codec
-        if not found and codec is None and self._units:
+        if not found and codec is None and frames is None and self._units:
             raise DataError(f"{folder}: none of --units is of this manifest; extract its units, or give --codec")
         return open_utterances(
-            manifest, found[0] if found else None, codec, data.audio_root, data.max_seconds, data.limit
+            manifest, found[0] if found else None, codec, data.audio_root, data.max_seconds, data.limit, frames
         )
 
     def _asr(self, folder: Path) -> Task:
         options = self.options
-        return Asr(self.subject, self._utterances(folder), options.decoding, options.seed, options.data.language)
+        utterances = self._utterances(folder, is_heard=True)
+        return Asr(self.subject, utterances, options.decoding, options.seed, options.data.language)
 
     def _tts(self, folder: Path) -> Task:
-        options, utterances = self.options, self._utterances(folder)
+        options, utterances = self.options, self._utterances(folder, is_heard=False)
         hearing = self._hearing(utterances)
         return Tts(self.subject, utterances, hearing, options.decoding, options.seed, options.data.language)
 
     def _questions(self, name: Literal["qa-s2t", "qa-s2s"], file: Path) -> Task:
         options, hearing = self.options, self._hearing(None) if name == "qa-s2s" else None
         return Questions(
-            name, self.subject, file, self.codec, options.decoding, options.seed, hearing, options.data.max_seconds,
+            name, self.subject, file, self._ears, options.decoding, options.seed, hearing, options.data.max_seconds,
             options.data.limit,
         )  # fmt: skip
 

@@ -1,26 +1,28 @@
-"""Speech to evaluate on: waves and units of a manifest's utterances or of sound files, each item with its own faults.
+"""Speech to evaluate on: waves, units and frames of a manifest's utterances or of sound files, each item with its own
+faults.
 
-Units come from a unit set (made beforehand) or from a codec, now; both are checked against the model's codec.
+Units come from a unit set (made beforehand) or from a codec, now; both are checked against the model's codec. Frames,
+for models that hear them, come from the sound alone.
 """
 
 from __future__ import annotations
 
-import hashlib
+import contextlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from megatron_most.converse import Ears, FrameEars, Heard
 from megatron_most.data.manifest import Manifest
 from megatron_most.data.rows import Utterance
 from megatron_most.data.unit_set import UnitSet
 from megatron_most.errors import DataError
+from megatron_most.evaluate.options import MAX_SECONDS
 from megatron_most.evaluate.task import Fault
 from megatron_most.runtime import confine
 from megatron_most.speech import AudioError, CodecIdentity, SpeechCodec, UnitSequence, probe, read_span
-
-MAX_SECONDS = 120.0
 
 
 @dataclass(frozen=True)
@@ -44,25 +46,38 @@ def read_wave(span: Span, sample_rate: int, max_seconds: float = MAX_SECONDS) ->
         return Fault(error.reason, error.detail)
 
 
-def encode(spans: Sequence[Span], codec: SpeechCodec, max_seconds: float = MAX_SECONDS) -> list[UnitSequence | Fault]:
+def encode(
+    spans: Sequence[Span | Fault], codec: SpeechCodec, max_seconds: float = MAX_SECONDS
+) -> list[UnitSequence | Fault]:
     """The units of each, or why it has none."""
-    waves = [read_wave(span, codec.identity.sample_rate, max_seconds) for span in spans]
-    found: list[UnitSequence | Fault] = []
-    for span, wave in zip(spans, waves, strict=True):
-        if isinstance(wave, Fault):
-            found.append(wave)
-        elif len(wave) < codec.min_samples:
-            found.append(Fault("too short", f"{span.path}: {len(wave)} samples make no unit"))
-        else:
-            [units] = codec.encode([wave])
-            found.append(units)
+    waves = _waves(spans, codec.identity.sample_rate, codec.min_samples, max_seconds)
+    return [wave if isinstance(wave, Fault) else codec.encode([wave])[0] for wave in waves]
+
+
+@dataclass(frozen=True, eq=False)
+class Sound:
+    """What a model is given of a sound."""
+
+    heard: Heard
+    seconds: float
+
+
+def hear(spans: Sequence[Span | Fault], ears: Ears, max_seconds: float = MAX_SECONDS) -> list[Sound | Fault]:
+    """What a model hears of each, or why it hears nothing."""
+    waves = _waves(spans, ears.sample_rate, ears.min_samples, max_seconds)
+    return [wave if isinstance(wave, Fault) else Sound(ears(wave), len(wave) / ears.sample_rate) for wave in waves]
+
+
+def _waves(
+    spans: Sequence[Span | Fault], sample_rate: int, min_samples: int, max_seconds: float
+) -> list[np.ndarray | Fault]:
+    found: list[np.ndarray | Fault] = []
+    for span in spans:
+        wave = span if isinstance(span, Fault) else read_wave(span, sample_rate, max_seconds)
+        if isinstance(span, Span) and isinstance(wave, np.ndarray) and len(wave) < min_samples:
+            wave = Fault("too short", f"{span.path}: {len(wave)} samples make no unit")
+        found.append(wave)
     return found
-
-
-def hash_sounds(paths: Sequence[Path]) -> str:
-    """Of names and sizes: a benchmark has gigabytes of sounds, and a copy of it that differs has other sizes."""
-    said = (f"{path.name} {path.stat().st_size if path.is_file() else 'missing'}" for path in paths)
-    return hashlib.sha256("\n".join(said).encode()).hexdigest()
 
 
 @dataclass(frozen=True)
@@ -75,6 +90,8 @@ class Utterances:
     codec: SpeechCodec | None
     audio_root: Path
     max_seconds: float = MAX_SECONDS
+    frames: FrameEars | None = None
+    """How a model hears that is given frames in place of units."""
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -98,11 +115,21 @@ class Utterances:
         return str(self.units.path) if self.units is not None else "--codec"
 
     def span(self, number: int) -> Span | Fault:
+        """Where its sound is; a fault where that is too long."""
         row = self.rows[number]
+        if row.duration > self.max_seconds:
+            limit = f"at most {self.max_seconds:g} s (--max-seconds)"
+            return Fault("too long", f"{row.id}: {row.duration:g} s; {limit}")
         try:
             return Span(confine(self.audio_root, row.audio), row.start, row.duration)
         except DataError:
             return Fault("outside the data root", row.audio)
+
+    def sound(self, number: int) -> list[Path]:
+        """Its file, where that may be read."""
+        with contextlib.suppress(DataError):
+            return [confine(self.audio_root, self.rows[number].audio)]
+        return []
 
     def wave(self, number: int, sample_rate: int) -> np.ndarray | Fault:
         span = self.span(number)
@@ -112,28 +139,33 @@ class Utterances:
         """In the order of `numbers`."""
         found: list[UnitSequence | Fault] = []
         for number in numbers:
-            row = self.rows[number]
-            if row.duration > self.max_seconds:
-                limit = f"at most {self.max_seconds:g} s (--max-seconds)"
-                found.append(Fault("too long", f"{row.id}: {row.duration:g} s; {limit}"))
+            span, id = self.span(number), self.rows[number].id
+            if isinstance(span, Fault):
+                found.append(span)
             elif self.units is not None:
                 units = self.units.find(number)
-                found.append(units or Fault("no units", f"{row.id}: see rejects.jsonl in {self.units.path}"))
+                found.append(units or Fault("no units", f"{id}: see rejects.jsonl in {self.units.path}"))
             else:
-                span = self.span(number)
                 assert self.codec is not None, "open_utterances asks for units or a codec"
-                found += [span] if isinstance(span, Fault) else encode([span], self.codec, self.max_seconds)
+                found += encode([span], self.codec, self.max_seconds)
         return found
+
+    def heard(self, numbers: Sequence[int]) -> list[UnitSequence | np.ndarray | Fault]:
+        """What the model is given of them: units, or frames where it has ears for these."""
+        if self.frames is None:
+            return list(self.units_of(numbers))
+        sounds = hear([self.span(number) for number in numbers], self.frames, self.max_seconds)
+        return [sound if isinstance(sound, Fault) else np.asarray(sound.heard) for sound in sounds]
 
 
 def open_utterances(
     manifest: Manifest, units: UnitSet | None, codec: SpeechCodec | None, audio_root: Path | None, max_seconds: float,
-    limit: int | None = None,
+    limit: int | None = None, frames: FrameEars | None = None,
 ) -> Utterances:  # fmt: skip
-    """DataError where the manifest is not of speech, the units are another's, or neither units nor a codec is given."""
+    """DataError where the manifest is not of speech, the units are another's, or nothing is given to hear it by."""
     if manifest.header.kind != "speech":
         raise DataError(f"{manifest.folder}: a manifest of {manifest.header.kind}; this task needs one of speech")
-    if units is None and codec is None:
+    if units is None and codec is None and frames is None:
         raise DataError(f"{manifest.folder}: needs units; give --units (made beforehand) or --codec (to make them now)")
     if units is not None and units.manifest_sha256 != manifest.header.sha256:
         raise DataError(f"{units.path}: units of another manifest than {manifest.folder}; extract its own")
@@ -148,4 +180,4 @@ def open_utterances(
             break
     if not rows:
         raise DataError(f"{manifest.folder}: holds no utterance; give another manifest")
-    return Utterances(manifest, tuple(rows), units, codec, audio_root or manifest.audio_root, max_seconds)
+    return Utterances(manifest, tuple(rows), units, codec, audio_root or manifest.audio_root, max_seconds, frames)

@@ -1,6 +1,6 @@
 """The model under evaluation: one of our checkpoints or a Hugging Face folder, told by what lies there, and its facts.
 
-Both are the same to the tasks: a LanguageModel of the room generate/. Its hash names the weights, so that a result
+Both are the same to the tasks: what the room converse/ opens and talks to. Its hash names the weights, so that a result
 says of what it is, and work on another model is never continued.
 """
 
@@ -14,20 +14,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from megatron_most.checkpoint import MADE_WITH, TOKEN_MAP
 from megatron_most.config import LayoutConfig
-from megatron_most.data import MadeWith, TextTokenizer, load_tokenizer
-from megatron_most.data.templates import Templates, load_templates
+from megatron_most.converse import Dtype, Opened, Talker, is_hf, open_any, opened_hf
+from megatron_most.data import MadeWith, TextTokenizer
+from megatron_most.data.templates import Templates
 from megatron_most.errors import DataError
 from megatron_most.evaluate.job import Share
-from megatron_most.generate import CoreModel, HfModel, LanguageModel, open_model
+from megatron_most.generate import CoreModel, LanguageModel
 from megatron_most.runtime import Ranks, progress, read_file, sha256_file
 from megatron_most.speech import CodecIdentity
 from megatron_most.vocab import TokenMap
 
-Dtype = Literal["auto", "float32", "bfloat16", "float16"]
-CONFIG = "config.json"
 _PRECISIONS: dict[Dtype, Literal["fp32", "bf16"] | None] = {"auto": None, "float32": "fp32", "bfloat16": "bf16"}
+CONFIG_FILE = "config.json"
 _HASHED = ("*.safetensors", "*.json", "*.model", "*.jinja")
 
 
@@ -35,20 +34,36 @@ _HASHED = ("*.safetensors", "*.json", "*.model", "*.jinja")
 class Subject:
     """A model that has been opened, and what goes with it."""
 
-    model: LanguageModel[Any]
-    tokenizer: TextTokenizer
-    templates: Templates
+    talker: Talker
     facts: dict[str, Any] = field(default_factory=dict)
     """For records: "kind", "folder", "hash", and what else is known."""
-    made_with: MadeWith = field(default_factory=MadeWith)
-    """What its data was made with; empty where the folder does not say."""
     share: Share = field(default_factory=Share)
     may_differ: bool = False
     """Whether units of a codec that cannot be compared with the model's are taken, on the user's word."""
 
     @property
+    def opened(self) -> Opened:
+        return self.talker.opened
+
+    @property
+    def model(self) -> LanguageModel[Any]:
+        return self.opened.model
+
+    @property
+    def made_with(self) -> MadeWith:
+        return self.opened.made_with
+
+    @property
     def tokens(self) -> TokenMap:
         return self.model.tokens
+
+    @property
+    def tokenizer(self) -> TextTokenizer:
+        return self.talker.tokenizer
+
+    @property
+    def templates(self) -> Templates:
+        return self.talker.context.templates
 
     def require_codec(self, codec: CodecIdentity, where: str) -> None:
         """DataError where units of `codec` are not what the model has learnt, or nobody can tell."""
@@ -70,94 +85,31 @@ class Subject:
             )
 
 
-def is_hf(folder: Path) -> bool:
-    """Which of the two a folder is."""
-    return (folder / CONFIG).is_file()
-
-
 @contextlib.contextmanager
 def open_subject(
     folder: Path, ranks: Ranks, *, templates: str | None, tokenizer: Path | None, layout: LayoutConfig, dtype: Dtype,
-    may_differ: bool, hf: Any = None,
+    may_differ: bool, trust_templates: bool = False, hf: Any = None,
 ) -> Iterator[Subject]:  # fmt: skip
-    """All ranks call it. `hf`: transformers' model of the folder, where it has one."""
+    """All ranks call it. `hf`: transformers' model of the folder, where it is one's; each rank has its own."""
+    told: dict[str, Any] = {"tokenizer": tokenizer, "templates": templates, "trust_templates": trust_templates}
     if is_hf(folder):
-        model: LanguageModel[Any] = _with_tokens(folder, open_hf(folder, dtype, ranks) if hf is None else hf)
-        made_with = _made_with(folder)
-        yield Subject(
-            model=model, tokenizer=_tokenizer(tokenizer or folder, made_with, folder), made_with=made_with,
-            templates=_templates(made_with, templates, folder), facts=hf_facts(folder), may_differ=may_differ,
-            share=a_model_each(ranks),
-        )  # fmt: skip
+        talker = Talker(opened_hf(folder, hf), **told)
+        yield Subject(talker=talker, facts=hf_facts(folder, hf), may_differ=may_differ, share=a_model_each(ranks))
         return
     if dtype not in _PRECISIONS:
         raise DataError(f"--dtype {dtype}: for Hugging Face folders only; a checkpoint of ours takes float32, bfloat16")
     if tokenizer is None:
         raise DataError(f"{folder}: a checkpoint of ours holds no tokenizer; give that of its data with --tokenizer")
-    with open_model(folder, layout=layout, precision=_PRECISIONS[dtype], ranks=ranks) as core:
-        assert core.folder is not None, "open_model says where it found it"
-        made_with = _made_with(core.folder)
+    with open_any(folder, layout=layout, precision=_PRECISIONS[dtype], ranks=ranks) as opened:
+        assert isinstance(opened.model, CoreModel), "no folder of transformers' is one of ours"
         yield Subject(
-            model=core, tokenizer=_tokenizer(tokenizer, made_with, folder), made_with=made_with,
-            templates=_templates(made_with, templates, folder), facts=_core_facts(folder, core.folder, core),
-            may_differ=may_differ, share=_share_of(core, ranks),
+            talker=Talker(opened, **told),
+            facts=_core_facts(folder, opened.folder, opened.model), may_differ=may_differ,
+            share=_share_of(opened.model, ranks),
         )  # fmt: skip
 
 
-def _made_with(folder: Path) -> MadeWith:
-    return MadeWith.load(folder / MADE_WITH) if (folder / MADE_WITH).is_file() else MadeWith()
-
-
-def _tokenizer(path: Path, made_with: MadeWith, folder: Path) -> TextTokenizer:
-    """An exported folder's own has the units added to it, so that is another file than the data's."""
-    loaded = load_tokenizer(path)
-    if path != folder:
-        made_with.require_tokenizer(loaded.identity, str(path), str(folder))
-    return loaded
-
-
-def _templates(made_with: MadeWith, asked: str | None, folder: Path) -> Templates:
-    """Those asked for, or the only ones that the model has learnt. DataError where they are not as it has learnt."""
-    learnt = dict(made_with.templates)
-    if asked is None and len(learnt) > 1:
-        raise DataError(f"{folder}: has learnt templates {', '.join(learnt)}; choose one with --templates")
-    name = asked or next(iter(learnt), "chat")
-    found = load_templates(name)
-    if learnt and found.hash not in learnt.values():
-        raise DataError(
-            f"{folder}: templates {name} ({found.hash[:12]}) are not as the model has learnt them "
-            f"({', '.join(learnt)}); give those that its data was built with"
-        )
-    return found
-
-
-def open_hf(folder: Path, dtype: Dtype, ranks: Ranks) -> Any:
-    """transformers' model of a folder, ours among them; nothing from the folder is run."""
-    import torch
-    from transformers import AutoModelForCausalLM
-
-    from megatron_most.convert.most_hf import register
-
-    register()
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
-            folder, dtype="auto" if dtype == "auto" else getattr(torch, dtype), local_files_only=True
-        )
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
-        raise DataError(f"{folder}: transformers cannot open it: {error}; give the folder of a whole model") from error
-    return model.eval().requires_grad_(False).to(ranks.device.torch_device)
-
-
-def _with_tokens(folder: Path, model: Any) -> HfModel:
-    if not (folder / TOKEN_MAP).is_file():
-        raise DataError(
-            f"{folder}: has no {TOKEN_MAP}, so nothing says which of its tokens are speech; text benchmarks (mmlu, "
-            "gsm8k, triviaqa, humaneval) work without one, for the others export the model with convert_ckpt.py"
-        )
-    return HfModel(model, TokenMap.load(folder / TOKEN_MAP))
-
-
-def hf_facts(folder: Path) -> dict[str, Any]:
+def hf_facts(folder: Path, model: Any) -> dict[str, Any]:
     """Of a Hugging Face folder. Its hash is of all files that decide the numbers."""
     names = sorted({path for pattern in _HASHED for path in folder.glob(pattern)})
     hashes = {path.name: sha256_file(path) for path in progress(names, "hash the model", "file")}
@@ -169,16 +121,17 @@ def hf_facts(folder: Path) -> dict[str, Any]:
         "kind": "huggingface",
         "folder": str(folder),
         "hash": hashlib.sha256(said.encode()).hexdigest(),
+        "precision": str(model.dtype).removeprefix("torch."),
         "architecture": (config.get("architectures") or [None])[0],
     }
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    data = read_file(folder / CONFIG, remedy="give the folder of a whole model")
+    data = read_file(folder / CONFIG_FILE, remedy="give the folder of a whole model")
     try:
         return dict(json.loads(data))
     except ValueError as error:
-        raise DataError(f"{folder / CONFIG}: not readable as JSON ({error}); fetch it again") from error
+        raise DataError(f"{folder / CONFIG_FILE}: not readable as JSON ({error}); fetch it again") from error
 
 
 def _core_facts(folder: Path, step: Path, core: CoreModel) -> dict[str, Any]:
@@ -186,6 +139,7 @@ def _core_facts(folder: Path, step: Path, core: CoreModel) -> dict[str, Any]:
         "kind": "checkpoint",
         "folder": str(folder),
         "hash": sha256_file(step / "manifest.json"),  # which has the hash of every file of it
+        "precision": str(next(core.model.parameters()).dtype).removeprefix("torch."),
         "step": step.name,
         "name": core.plan.config.name,
         "layout": str(core.plan.layout),

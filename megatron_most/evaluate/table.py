@@ -12,7 +12,7 @@ from megatron_most.evaluate.published import PEERS, ROWS
 from megatron_most.evaluate.result import Result, find_results, read_result
 from megatron_most.runtime import page, write_atomically, writing
 from megatron_most.runtime.log import printable
-from megatron_most.score import Score
+from megatron_most.score import Score, find_normaliser
 
 TEMPLATE = Path(__file__).with_name("pages") / "table.html.jinja"
 NOTHING, PARTIAL = "–", "*"
@@ -73,7 +73,7 @@ def read_runs(folders: Sequence[Path]) -> dict[str, list[Result]]:
 
 
 def make_table(runs: dict[str, list[Result]]) -> Table:
-    of_run = [{result.task: result for result in results} for results in runs.values()]
+    of_run = [{_named(result): result for result in results} for results in runs.values()]
     sections: dict[str, list[Line]] = {}
     shown: set[tuple[str, str]] = set()
     for row in ROWS:
@@ -123,6 +123,13 @@ def write_table(table: Table, out: Path) -> None:
             write_atomically(out, as_markdown(table))
     else:
         raise DataError(f"{out}: not a name for a table; give --out a file name that ends in .md or .html")
+
+
+def _named(result: Result) -> str:
+    """A corpus in another language than English is named by it too, so that no line of published numbers takes it."""
+    language = result.data.get("language")
+    is_english = not language or find_normaliser(str(language)).name == "whisper-english"
+    return result.task if is_english else f"{result.task} ({language})"
 
 
 def _rest(of_run: Sequence[dict[str, Result]], shown: set[tuple[str, str]]) -> list[Line]:

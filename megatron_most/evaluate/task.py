@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 from megatron_most.score import Score
@@ -33,7 +34,7 @@ class About:
     """What decides a task's records. All of it is plain JSON values."""
 
     data: Mapping[str, Any]
-    """What was evaluated on; "hash" names its content."""
+    """What was evaluated on; "hash" names its content, sounds apart: those are named beside it."""
     config: Mapping[str, Any]
     """How: settings, templates, judges, normalisers, seeds."""
 
@@ -70,6 +71,10 @@ class Task(Protocol):
         ...
 
     def id(self, number: int) -> str: ...
+
+    def sounds(self, number: int) -> Sequence[Path]:
+        """The sound files that decide its record, whether they are there or not."""
+        ...
 
     def run(self, numbers: Sequence[int]) -> list[Record]:
         """A record for each of some items, the same whatever else is in the batch."""

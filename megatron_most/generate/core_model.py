@@ -78,6 +78,12 @@ class CoreModel:
     def max_positions(self) -> int:
         return self.plan.config.model.max_positions
 
+    @property
+    def frames_tag(self) -> int | None:
+        """See interface.LanguageModel."""
+        model = self.plan.config.model
+        return tag_id(model.wave_tag) if model.wave_size else None
+
     def open(self, rows: int, length: int) -> CoreState:
         """See interface.LanguageModel."""
         return CoreState(self.model, self._group, rows, length)
@@ -102,11 +108,12 @@ class CoreModel:
 
     def _waves(
         self, waves: Waves, lookback: Lookback, tags_N: torch.Tensor
-    ) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """(features [N, F], whether there is a frame [N]) of the tokens of some rows."""
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None:
+        """Of the tokens of some rows: features [N, F], where there is a frame [N], where an utterance begins [N]."""
         width, name, device = self.plan.config.model.wave_size, self.plan.config.model.wave_tag, tags_N.device
         wave_NF = torch.zeros(lookback.num_tokens, width, device=device)
         is_wave_N = torch.zeros(lookback.num_tokens, dtype=torch.bool, device=device)
+        starts_N = torch.zeros_like(is_wave_N)
         for wave, span in zip(waves, lookback.spans, strict=True):
             if wave is None or not len(wave.places_N):
                 continue
@@ -116,9 +123,10 @@ class CoreModel:
             at = torch.from_numpy(wave.places_N + span.first).to(device)
             wave_NF[at] = torch.from_numpy(wave.features_NF).to(device)
             is_wave_N[at] = True
+            starts_N[at] = torch.from_numpy(wave.is_first_N).to(device)
         if (tags_N[is_wave_N] != tag_id(name)).any():
             raise DataError(f"frames under another tag than {name}, which the model gives them (model.wave_tag)")
-        return (wave_NF, is_wave_N) if is_wave_N.any() else None
+        return (wave_NF, is_wave_N, starts_N) if is_wave_N.any() else None
 
     @torch.no_grad()
     def logprobs(self, ids: Sequence[Sequence[int]], tags: Sequence[Sequence[int]]) -> list[np.ndarray]:

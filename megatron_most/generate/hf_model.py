@@ -17,7 +17,7 @@ import torch
 
 from megatron_most.errors import DataError
 from megatron_most.generate.interface import Waves
-from megatron_most.vocab import TEXT, TokenMap
+from megatron_most.vocab import AUDIO, TEXT, TokenMap
 
 TOKENS_AT_ONCE = 2048
 """Of rows that are scored together, pads counted: whole logits of all of them are held at once."""
@@ -57,6 +57,8 @@ class HfModel:
         if rows != tokens.vocab_size:
             raise DataError(f"the model has {rows} rows, its token map {tokens.vocab_size}; give the model's own map")
         self.model, self._tokens = model, tokens
+        takes_frames = getattr(model.config, "use_continuous_audio", False)
+        self._frame_width = int(model.config.hubert_hidden_size) if takes_frames else 0
         self._takes_tags = "modality_tags" in inspect.signature(model.forward).parameters
 
     @property
@@ -67,6 +69,11 @@ class HfModel:
     def max_positions(self) -> int:
         return int(self.model.config.max_position_embeddings)
 
+    @property
+    def frames_tag(self) -> int | None:
+        """See interface.LanguageModel. In transformers frames are audio."""
+        return AUDIO if self._frame_width else None
+
     def open(self, rows: int, length: int) -> HfState:
         """See interface.LanguageModel."""
         return HfState(self.model, rows)
@@ -76,13 +83,37 @@ class HfModel:
         self, state: HfState, ids_BT: torch.Tensor, tags_BT: torch.Tensor, num_B: torch.Tensor, waves: Waves = ()
     ) -> torch.Tensor:
         """See interface.LanguageModel."""
-        if any(wave is not None and len(wave.places_N) for wave in waves):
-            raise DataError("a model of transformers takes continuous frames by its own generate; import it for ours")
         if len(num_B) != len(state.seen_BP) or int(num_B.min()) < 1:
             raise DataError(f"a step of {num_B.tolist()} tokens; give each of {len(state.seen_BP)} rows one or more")
+        frames = self._frames(waves, tags_BT, num_B)
         ids_BT, tags_BT, is_new_BT = self._to_the_right(ids_BT, tags_BT, num_B)
         state.seen_BP = torch.cat([state.seen_BP, is_new_BT.long()], dim=1)
-        return self._forward(state.cache, ids_BT, tags_BT, state.seen_BP, 1)[:, -1].float()
+        return self._forward(state.cache, ids_BT, tags_BT, state.seen_BP, 1, frames)[:, -1].float()
+
+    def _frames(self, waves: Waves, tags_BT: torch.Tensor, num_B: torch.Tensor) -> dict[str, torch.Tensor]:
+        """As MostForCausalLM takes continuous frames, at the places that _to_the_right gives their tokens."""
+        if not any(wave is not None and len(wave.places_N) for wave in waves):
+            return {}
+        width = tags_BT.size(1)
+        frames_BTF = torch.zeros(*tags_BT.shape, self._frame_width)
+        is_frame_BT = torch.zeros(tags_BT.shape, dtype=torch.bool)
+        starts_BT = torch.zeros_like(is_frame_BT)
+        for row, wave in enumerate(waves):
+            if wave is None or not len(wave.places_N):
+                continue
+            found = None if wave.features_NF is None else wave.features_NF.shape[1]
+            if wave.features_NF is None or found != self._frame_width:
+                wanted = f"takes {self._frame_width} (hubert_hidden_size)" if self._frame_width else "takes none"
+                raise DataError(f"frames of {found} numbers, but the model {wanted}")
+            if (tags_BT[row, torch.from_numpy(wave.places_N)] != AUDIO).any():
+                raise DataError("frames under another tag than audio, which transformers' models give them")
+            at = torch.from_numpy(wave.places_N) + width - int(num_B[row])
+            frames_BTF[row, at] = torch.from_numpy(wave.features_NF)
+            is_frame_BT[row, at] = True
+            starts_BT[row, at] = torch.from_numpy(wave.is_first_N)
+        device = self.model.device
+        found = {"features": frames_BTF, "mask": is_frame_BT, "starts": starts_BT}
+        return {f"audio_wave_{name}": tensor.to(device) for name, tensor in found.items()}
 
     @torch.no_grad()
     def logprobs(self, ids: Sequence[Sequence[int]], tags: Sequence[Sequence[int]]) -> list[np.ndarray]:
@@ -114,13 +145,14 @@ class HfModel:
         ]
 
     def _forward(
-        self, cache: Any, ids_BT: torch.Tensor, tags_BT: torch.Tensor, seen_BP: torch.Tensor, last: int
-    ) -> torch.Tensor:
+        self, cache: Any, ids_BT: torch.Tensor, tags_BT: torch.Tensor, seen_BP: torch.Tensor, last: int,
+        frames: dict[str, torch.Tensor] | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         positions_BT = (seen_BP.cumsum(-1) - 1).clamp(min=0)[:, -ids_BT.size(1) :]
         tags = {"modality_tags": tags_BT} if self._takes_tags else {}
         return self.model(
             input_ids=ids_BT, attention_mask=seen_BP, position_ids=positions_BT, past_key_values=cache,
-            use_cache=cache is not None, logits_to_keep=last, **tags,
+            use_cache=cache is not None, logits_to_keep=last, **tags, **(frames or {}),
         ).logits  # fmt: skip
 
     def _to_the_right(

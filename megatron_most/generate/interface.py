@@ -64,6 +64,11 @@ class Steps(Protocol[AnyState]):
 class LanguageModel(Steps[AnyState], Protocol[AnyState]):
     """A whole one, which also scores what is there."""
 
+    @property
+    def frames_tag(self) -> int | None:
+        """The tag of continuous frames; None: the model takes none."""
+        ...
+
     def logprobs(self, ids: Sequence[Sequence[int]], tags: Sequence[Sequence[int]]) -> list[np.ndarray]:
         """Of each row the log probability of every token but the first, given those before it; float32, in nats."""
         ...

@@ -5,16 +5,32 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
-from megatron_most.data import Wave
 from megatron_most.errors import ConfigError, DataError
 from megatron_most.vocab import TokenMap
 
+if TYPE_CHECKING:
+    from megatron_most.data import Wave
+
 Mode = Literal["free", "text-only", "audio-only"]
 Stopped = Literal["eos", "length", "cancelled"]
+_ORDINARY = (1e-5, 1e5)
+"""Of what logits are divided or multiplied by. Beyond, float32 overflows, and no token could be told from another."""
+
+
+def _is_ordinary(value: float) -> bool:
+    return _ORDINARY[0] <= value <= _ORDINARY[1]
+
+
+def is_finite(value: float) -> bool:
+    """math's, but for whole numbers that no float can hold: those are not either."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,17 +56,19 @@ class Settings:
         for name in ("max_new_tokens", "temperature", "top_p", "top_k", "repetition_penalty", "seed"):
             value = getattr(self, name)
             wanted: Any = numbers.get(name, (int, float))
-            if isinstance(value, bool) or not isinstance(value, wanted) or not math.isfinite(value):
+            if isinstance(value, bool) or not isinstance(value, wanted) or not is_finite(value):
                 kind = "a whole number" if name in numbers else "a number"
                 raise ConfigError(name, value, f"not {kind}", f"give {kind}")
         for name, is_right, remedy in (
             ("max_new_tokens", self.max_new_tokens >= 1, "give at least 1"),
-            ("temperature", self.temperature >= 0, "give 0 for the likeliest token, or more to draw"),
+            ("temperature", self.temperature == 0 or _is_ordinary(self.temperature),
+             f"give 0 for the likeliest token, or {_ORDINARY[0]:g} to {_ORDINARY[1]:g} to draw"),
             ("top_p", 0 < self.top_p <= 1, "give a share above 0 and at most 1"),
             ("top_k", self.top_k >= 0, "give 0 for all tokens, or how many"),
-            ("repetition_penalty", self.repetition_penalty > 0, "give 1 for none, or more"),
+            ("repetition_penalty", _is_ordinary(self.repetition_penalty),
+             f"give 1 for none, or more; {_ORDINARY[0]:g} to {_ORDINARY[1]:g}"),
             ("seed", 0 <= self.seed < 2**63, "give a number from 0 to 2**63 - 1"),
-        ):
+        ):  # fmt: skip
             if not is_right:
                 raise ConfigError(name, getattr(self, name), "out of range", remedy)
         if self.mode not in get_args(Mode):
@@ -95,6 +113,8 @@ def _check_wave(prompt: Prompt, where: str) -> frozenset[int]:
         raise DataError(f"{where}: {len(places)} places of frames, but not as many features; give one frame a place")
     if len(places) and not (0 <= places[0] and places[-1] < len(prompt.ids) and (np.diff(places) > 0).all()):
         raise DataError(f"{where}: places of frames are not ascending numbers below {len(prompt.ids)}")
+    if wave.starts_N is not None and wave.starts_N.shape != places.shape:
+        raise DataError(f"{where}: {len(places)} frames, but {len(wave.starts_N)} words on whether one is the first")
     if not np.isfinite(features).all():
         raise DataError(f"{where}: its frames hold NaN or infinity")
     return frozenset(places.tolist())

@@ -97,6 +97,11 @@ def say_done(run: Path, attempt: Attempt) -> None:
     write_atomically(run / DONE, json.dumps(words) + "\n")
 
 
+def withdraw_done(run: Path) -> None:
+    """A run that is made longer is not done, for whoever waits for that."""
+    (run / DONE).unlink(missing_ok=True)
+
+
 def is_done(run: Path, steps: int) -> bool:
     """Whether DONE says so, of as many steps as the recipe has."""
     words = _read(run / DONE)

@@ -17,8 +17,17 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from megatron_most.config import Facts, Plan, RunConfig, build, count_parameters, from_command_line, run_folder
-from megatron_most.errors import ConfigError, MostError
+from megatron_most.config import (
+    Facts,
+    Plan,
+    RunConfig,
+    build,
+    count_parameters,
+    from_command_line,
+    require_same_run,
+    run_folder,
+)
+from megatron_most.errors import ConfigError, DataError, MostError
 from megatron_most.jobs import book
 from megatron_most.jobs.facts import as_lines, from_lines, node_facts, packages
 from megatron_most.jobs.judge import Demands, Verdict, judge, judge_links
@@ -26,7 +35,7 @@ from megatron_most.jobs.links import measure_links
 from megatron_most.jobs.prebuild import prebuild
 from megatron_most.jobs.status import tell
 from megatron_most.jobs.verdict import MOST_FRUITLESS, Outcome, decide
-from megatron_most.runtime import expand_nodelist, find_device, find_launch, process_group
+from megatron_most.runtime import expand_nodelist, find_device, find_launch, process_group, sha256_file
 
 _BYTES_A_NUMBER = 12  # weight and two moments in float32
 _CODE = re.compile(r"(\d+)\.(\d+)")  # what rank.sh leaves: RANK.CODE
@@ -62,6 +71,7 @@ def _show_plan(options: argparse.Namespace) -> int:
     """What `begin` would refuse, without beginning."""
     config, run = _config(options)
     plan = _plan(config, options.ranks)
+    _require_same_run(run, config)
     print(f"{run.absolute()}: {options.ranks} ranks as {plan.layout}, data parallelism {plan.layout.data}")
     return 0
 
@@ -70,6 +80,7 @@ def _begin(options: argparse.Namespace) -> int:
     """Prints the attempt's folder; code 3 where the run is done, 2 where it may not begin."""
     config, run = _config(options)
     _plan(config, options.ranks)  # a layout that does not fit is refused before any rank costs GPU time
+    _require_same_run(run, config)
     if book.is_done(run, config.train.steps):
         print(f"{run}: done before, all {config.train.steps} steps; see {run / book.DONE}", file=sys.stderr)
         return 3
@@ -88,8 +99,21 @@ def _begin(options: argparse.Namespace) -> int:
         raise MostError(f"{run / book.STOP}: there, so the run would stop after one step; remove it first")
     facts = {"job": options.job, "restart": options.restart, "nodes": options.nodes, "recipe": options.recipe}
     attempt = book.begin_attempt(run, facts)
+    book.withdraw_done(run)
     print(attempt.folder.absolute())
     return 0
+
+
+def _require_same_run(run: Path, config: RunConfig) -> None:
+    """As every rank asks it later; here also of a run that is done. What is damaged is theirs, who pass it over."""
+    step = book.newest_step(run)
+    stored = run / "checkpoints" / f"step-{step:08d}" / "resolved.toml"
+    try:
+        is_whole = sha256_file(stored) in (stored.parent / "manifest.json").read_text()
+    except (OSError, ValueError, DataError):
+        return
+    if is_whole:
+        require_same_run(stored, config, step)
 
 
 def _plan(config: RunConfig, ranks: int) -> Plan:
@@ -249,13 +273,18 @@ def _number(default: float | None = None, kind: type = int) -> dict[str, Any]:
     return {"type": kind, "default": default, "required": default is None}
 
 
+def _text(default: str | None) -> dict[str, Any]:
+    """What squeue says: `-` = read it from stdin. The queue of a large cluster is too long for a command line."""
+    return {"type": lambda text: sys.stdin.read() if text == "-" else text, "default": default}
+
+
 _WORD: dict[str, Any] = {"required": True}
 _FLAG: dict[str, Any] = {"action": "store_true"}
 _COMMANDS: dict[str, tuple[str, Any, dict[str, dict[str, Any]]]] = {
     "folder": ("the run's folder", _folder, {}),
     "plan": ("check a recipe against a number of ranks", _show_plan, {"--ranks": _number()}),
     "begin": ("open an attempt", _begin, {
-        "--job": _WORD, "--restart": _number(0), "--nodes": _WORD, "--ranks": _number(), "--running": {"default": ""},
+        "--job": _WORD, "--restart": _number(0), "--nodes": _WORD, "--ranks": _number(), "--running": _text(""),
     }),
     "facts": ("what this node sees of itself", _facts, {
         "--attempt": _WORD, "--step": _number(), "--port": _number(), "--nvidia-smi": {"default": ""},
@@ -276,5 +305,5 @@ _COMMANDS: dict[str, tuple[str, Any, dict[str, dict[str, Any]]]] = {
         "--attempt": _WORD, "--srun": _number(), "--asked": _FLAG, "--cancelled": _FLAG, "--lost": _FLAG,
     }),
     "prebuild": ("compile once what ranks would", _prebuild, {}),
-    "status": ("one look at a run", _status, {"run": {}, "--queue": {"default": ""}}),
+    "status": ("one look at a run", _status, {"run": {}, "--queue": _text(None)}),
 }  # fmt: skip

@@ -24,7 +24,7 @@ from typing import Any
 
 import megatron_most
 from megatron_most.config import RunConfig, TaskConfig
-from megatron_most.jobs.gpus import ask_gpus
+from megatron_most.jobs.gpus import ask_gpus, of_this_job
 
 _WAIT_S = 30.0  # for a file that another node has just made
 _INFO = "dataset.json"
@@ -48,8 +48,14 @@ def node_facts(config: RunConfig, run: Path, attempt: Path, *, step: int, port: 
         "writes": _write(attempt),
         "free": {"run": _free(run), "temporary": _free(Path(tempfile.gettempdir())), "shm": _free(Path("/dev/shm"))},
         "port": free_port(port),
-        "gpus": ask_gpus(nvidia_smi) if nvidia_smi else {},
+        "granted": int(os.environ.get("SLURM_GPUS_ON_NODE") or 0),  # to this step: --exclusive grants the job all
+        "gpus": _gpus(nvidia_smi, os.environ.get("CUDA_VISIBLE_DEVICES", "")) if nvidia_smi else {},
     }
+
+
+def _gpus(program: str, visible: str) -> dict[str, Any]:
+    answer = ask_gpus(program)
+    return {"gpus": of_this_job(answer["gpus"], visible)} if "gpus" in answer else answer
 
 
 def as_lines(facts: Mapping[str, Any]) -> list[str]:
@@ -95,7 +101,7 @@ def packages(places: Iterable[str]) -> dict[str, str]:
 def data_paths(config: RunConfig) -> list[str]:
     """Every folder and file that training reads, checkpoints of its own apart."""
     tasks = [getattr(config.data, field.name) for field in fields(config.data)]
-    found = [path for task in tasks if isinstance(task, TaskConfig) for path in (*task.train, *task.valid)]
+    found = [path for task in tasks if isinstance(task, TaskConfig) for path in (*task.train, *task.real, *task.valid)]
     found += config.forgetting.valid
     found += [path for path in (config.tokens.file, config.samples.tokenizer, config.checkpoint.start_from) if path]
     return list(dict.fromkeys(found))

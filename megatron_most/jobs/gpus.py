@@ -39,6 +39,17 @@ def ask_gpus(program: str) -> dict[str, Any]:
     return {"gpus": [dict(zip(FIELDS, row, strict=True)) for row in rows]}
 
 
+def of_this_job(gpus: Gpus, visible: str) -> Gpus:
+    """Those of CUDA_VISIBLE_DEVICES, as Slurm sets it: on a shared node the others are somebody's, and may be in use.
+
+    All, where it names them otherwise than by numbers. Where jobs see no GPUs but their own, both count from 0.
+    """
+    numbers = [word.strip() for word in visible.split(",")]
+    if not all(word.isdecimal() for word in numbers):
+        return gpus
+    return [gpu for gpu in gpus if gpu["index"] in numbers]
+
+
 def find_faults(gpus: Sequence[Mapping[str, str]], wanted: int) -> list[str]:
     """What is wrong with one node's GPUs, in words; `wanted`: how many Slurm has granted there."""
     faults = []

@@ -24,7 +24,7 @@ class Demands:
     nodes: Sequence[str]
     """As Slurm has given them; the batch script's own first."""
     gpus: int = 0
-    """Granted on each node; 0 = none are looked at."""
+    """Granted on each node, where a node does not say itself; 0 = none are looked at."""
     free_bytes: int = 0
     """Room where the run is kept."""
     scratch_bytes: int = 1 << 30
@@ -108,7 +108,8 @@ def _alone(item: Facts, demands: Demands) -> list[str]:
         faults.append(f"its clock is off by at least {off:.0f} s")
     if demands.gpus:
         gpus = item["gpus"]
-        faults += [gpus["error"]] if "error" in gpus else find_faults(gpus.get("gpus", []), demands.gpus)
+        wanted = item["granted"] or demands.gpus
+        faults += [gpus["error"]] if "error" in gpus else find_faults(gpus.get("gpus", []), wanted)
     return faults
 
 

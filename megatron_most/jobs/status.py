@@ -17,11 +17,14 @@ _METRICS = "metrics.jsonl"
 _RECENT = 50
 
 
-def tell(run: Path, queue: str = "") -> str:
-    """`queue`: lines "JOB|STATE|TIME LEFT|REASON" of squeue, for jobs that it knows."""
+def tell(run: Path, queue: str | None = None) -> str:
+    """`queue`: lines "JOB|STATE|TIME LEFT|REASON" of squeue, for jobs it knows; None where it could not be asked."""
     attempts = book.read_book(run)
     if not attempts and not (run / _METRICS).exists():
-        raise MostError(f"{run}: no run of a launcher, nor of tools/train.py; give a run's folder (checkpoint.folder)")
+        raise MostError(
+            f"{run}: no run of a launcher, nor of tools/train.py, or its job has not begun; give a run's folder "
+            "(checkpoint.folder)"
+        )
     lines = [f"run      {run}", f"state    {_state(run, attempts, queue)}"]
     lines += _progress(run)
     if attempts:
@@ -34,8 +37,8 @@ def tell(run: Path, queue: str = "") -> str:
     return "\n".join(lines)
 
 
-def _state(run: Path, attempts: list[book.Attempt], queue: str) -> str:
-    known = {line.split("|")[0]: line.split("|")[1:] for line in queue.splitlines() if "|" in line}
+def _state(run: Path, attempts: list[book.Attempt], queue: str | None) -> str:
+    known = {line.split("|")[0]: line.split("|")[1:] for line in (queue or "").splitlines() if "|" in line}
     if (run / book.DONE).exists():
         return "DONE"
     if not attempts:
@@ -44,9 +47,11 @@ def _state(run: Path, attempts: list[book.Attempt], queue: str) -> str:
     if said := known.get(last.begin["job"]):
         state, left, reason = (said + ["", "", ""])[:3]
         return f"{state}, {left} left of its time" if state == "RUNNING" else f"{state} ({reason})"
+    if queue is None and (last.end is None or last.end["action"] in ("requeue", "leave")):
+        return "not known, for squeue gives no answer"
     if last.end is None:
         return "gone without a word: its node was lost, or Slurm was told to kill it"
-    return "requeued, and not in the queue any more" if last.end["action"] == "requeue" else "ended"
+    return "requeued, and not in the queue any more" if last.end["action"] in ("requeue", "leave") else "ended"
 
 
 def _progress(run: Path) -> list[str]:

@@ -47,7 +47,7 @@ class MostModel(GPTModel):
             share_embeddings_and_output_weights=model.tied_embeddings,
         )
         self.plan, self.groups = plan, groups
-        self.wave = WaveProjector(model.wave_size, config) if model.wave_size and groups.is_first_stage else None
+        self.wave = WaveProjector(model, config) if model.wave_size and groups.is_first_stage else None
 
     def forward(self, batch: PackedBatch, *, with_labels: bool = True) -> torch.Tensor:  # type: ignore[override]
         """Whole sequences in; this context rank's piece of the result out."""
@@ -61,6 +61,7 @@ class MostModel(GPTModel):
             if wave_BSF is None or is_wave_BS is None:
                 wave_BSF = batch.loss_weights_BS.new_zeros(*batch.tokens_BS.shape, self.plan.config.model.wave_size)
                 is_wave_BS = torch.zeros_like(batch.is_pad_BS)
+            wave_BSF = self.wave.encode(wave_BSF, is_wave_BS, batch.wave_starts_BS)
             embedded_SBD = self.embedding(input_ids=tokens_BS, position_ids=cut(positions_BS))
             wave, is_wave = (self._cut_for_tensor_ranks(cut(x)) for x in (wave_BSF, is_wave_BS))
             decoder_input = self.wave(embedded_SBD, wave, is_wave)
@@ -75,10 +76,10 @@ class MostModel(GPTModel):
 
     def extend(
         self, tokens_N: torch.Tensor, tags_N: torch.Tensor, lookback: Lookback,
-        wave: tuple[torch.Tensor, torch.Tensor] | None = None,
+        wave: tuple[torch.Tensor, torch.Tensor, torch.Tensor] | None = None,
     ) -> torch.Tensor:  # fmt: skip
         """The new tokens of a step through all layers, after those in its cache: [N, D], the same on all tensor ranks.
-        `wave`: features [N, F] that stand in place of embeddings where [N] says so.
+        `wave`: features [N, F] that stand in place of embeddings where [N] says so; where [N] an utterance begins.
 
         One stage, no context parallelism. Tensor ranks divide a sequence equally, so it is filled up with pads.
         """
@@ -94,7 +95,8 @@ class MostModel(GPTModel):
         embedded_N1D = self.embedding(input_ids=tokens_1N, position_ids=positions_1N)
         if wave is not None:
             assert self.wave is not None, "features are asked for by model.wave_size"
-            wave_1NF, is_wave_1N = F.pad(wave[0], (0, 0, 0, fill)).unsqueeze(0), F.pad(wave[1], (0, fill)).unsqueeze(0)
+            wave_1NF = self.wave.encode(*(x.unsqueeze(0) for x in wave))
+            wave_1NF, is_wave_1N = F.pad(wave_1NF, (0, 0, 0, fill)), F.pad(wave[1], (0, fill)).unsqueeze(0)
             ours = (self._cut_for_tensor_ranks(x) for x in (wave_1NF, is_wave_1N))
             embedded_N1D = self.wave(embedded_N1D, *ours)
         hidden_N1D = self.decoder(

@@ -42,8 +42,8 @@ def _part(name: str, model: torch.nn.Module, plan: Plan) -> str:
         group = next(at for at, experts in enumerate(plan.moe.groups) if published in experts)
         return f"experts.{plan.moe.group_names[group]}"
     for sign, part in (
+        ("wave.", "wave"),  # with the norms of the encoder's layers
         ("norm", "norms"),  # those of attention's latents too
-        ("wave.", "wave"),
         ("embedding.", "embedding"),
         ("output_layer.", "embedding" if plan.config.model.tied_embeddings else "head"),
         (".self_attention.", "attention"),

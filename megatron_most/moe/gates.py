@@ -29,6 +29,8 @@ class Choice:
     """0 where not chosen."""
     is_chosen_TK: torch.Tensor
     """False for every slot of a shared-only token, and for slots that found no candidate."""
+    scores_TE: torch.Tensor
+    """What the weights were taken from: p or q' of the plan's gate, in published ids."""
 
 
 def in_group_softmax(logits_TE: torch.Tensor, owned_TE: torch.Tensor) -> torch.Tensor:
@@ -76,7 +78,7 @@ def choose(
         weights_TK = weights_TK * plan.scale
     if constant_T is not None:
         weights_TK = weights_TK * constant_T.unsqueeze(-1)
-    return Choice(experts_TK, weights_TK, is_chosen_TK)
+    return Choice(experts_TK, weights_TK, is_chosen_TK, scores_TE)
 
 
 def _limit_to_runs(

@@ -98,7 +98,9 @@ class ModalityRouter(TopKRouter):
         plan, scope, ranks = self.plan, self.plan.aux_scope, self.tp_cp_group
         total = logits_TE.new_zeros(())
         if plan.aux_loss == "group":
-            probs_TE = in_group_softmax(logits_TE, owned_TE) * counted_T.unsqueeze(-1)
+            is_gates = plan.gate == "masked_softmax"  # then the choice has computed it
+            probs_TE = choice.scores_TE if is_gates else in_group_softmax(logits_TE, owned_TE)
+            probs_TE = probs_TE * counted_T.unsqueeze(-1)
             probs_SBE, count_SBE = probs_TE.unflatten(0, shape), count_TE.unflatten(0, shape)
             value, sequences = balance.group_loss(probs_SBE, count_SBE, self.tables.owns_GE, plan.top_k, scope, ranks)
         elif plan.aux_loss == "reference":
@@ -107,7 +109,9 @@ class ModalityRouter(TopKRouter):
                 in_means_T = torch.ones_like(counted_T)
                 ones_TK = torch.ones_like(choice.weights_TK)
                 count_TE = torch.zeros_like(logits_TE).scatter(1, choice.experts_TK, ones_TK)
-            scores_TE = masked_full_softmax(logits_TE, owned_TE) * in_means_T.unsqueeze(-1)
+            is_gates = plan.gate == "reference"
+            scores_TE = choice.scores_TE if is_gates else masked_full_softmax(logits_TE, owned_TE)
+            scores_TE = scores_TE * in_means_T.unsqueeze(-1)
             scores_SBE, count_SBE = scores_TE.unflatten(0, shape), count_TE.unflatten(0, shape)
             in_means_SB = in_means_T.unflatten(0, shape)
             value, sequences = balance.reference_loss(scores_SBE, count_SBE, in_means_SB, plan.top_k, scope, ranks)

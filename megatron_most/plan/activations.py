@@ -1,13 +1,13 @@
 """What autograd keeps of one micro-batch for its backward pass: bytes by module, from shapes alone.
 
 The rows below are what `torch.autograd.graph.saved_tensors_hooks` sees in our model (a test compares them, module by
-module): for a SwiGLU its input (2F), silu(gate) and up (F each), and its product (F), for routed experts another F,
-since their weights are multiplied in before the second product. Every storage counts once.
+module): for a SwiGLU its input (2F), silu(gate) and up (F each), and its product (F), for routed experts its input
+alone. Every storage counts once.
 
-Kernels differ by device. On a GPU attention is taken to be fused (queries, keys, values, output, and the mask of packed
-documents as numbers) and a norm to keep its input; on a CPU attention between heads of different widths writes its
-probabilities out, in float32 like its operands, and a norm keeps two float32 copies. The GPU's rows are a reading of
-torch, which only the GPU's own run of that test can prove.
+Kernels differ by device. Attention is fused (queries, keys, values, output, and the mask of packed documents as
+numbers); on a CPU values of another width are widened to that of keys, and a norm keeps its quotient instead of its
+input, below float32 two float32 copies. The GPU's rows are a reading of torch, which only the GPU's own run of that
+test can prove.
 """
 
 # B rows, S tokens of a row, D width, F inner width, E experts, K experts a token, H heads of this rank, V vocabulary
@@ -90,7 +90,7 @@ def saved_bytes(plan: Plan, sizes: Sizes) -> Saved:
         layer=kept,
         whole_layer=whole,
         head={
-            "norms": _norm(sizes, width),
+            "norms": sizes.own_tokens * _norm(sizes, width),
             "head": sizes.own_tokens * width * sizes.item
             + sizes.tokens * (4 * plan.tokens.vocab_size / plan.layout.tensor + 9),  # softmax in float32; targets
         },
@@ -124,9 +124,11 @@ def of_stage(plan: Plan, stage: int, saved: Saved) -> Counter[str]:
     return total
 
 
-def _norm(sizes: Sizes, width: int) -> float:
-    """Input and 1/rms; on a CPU input and quotient in float32."""
-    return sizes.own_tokens * (width * (sizes.item if sizes.is_fused else 8) + 4)
+def _norm(sizes: Sizes, width: int, stored: int | None = None) -> float:
+    """Of one token: 1/rms, and the input, of which a wider one may be `stored`; on a CPU the quotient in its place."""
+    if sizes.is_fused:
+        return (stored or width) * sizes.item + 4
+    return width * (4 if sizes.item == 4 else 8) + 4
 
 
 def _swiglu(inner: float, item: int) -> float:
@@ -137,7 +139,7 @@ def _swiglu(inner: float, item: int) -> float:
 def _layer(plan: Plan, sizes: Sizes, has_experts: bool) -> dict[str, float]:
     config, own, item = plan.config, sizes.own_tokens, sizes.item
     width, tensor = config.model.hidden_size, plan.layout.tensor
-    found = {"norms": 2 * _norm(sizes, width), **(_mla if config.model.attention == "mla" else _gqa)(plan, sizes)}
+    found = {"norms": 2 * own * _norm(sizes, width), **(_mla if config.model.attention == "mla" else _gqa)(plan, sizes)}
     if not has_experts:
         found["mlp"] = own * width * item + sizes.tokens * _swiglu(config.model.dense_hidden_size / tensor, item)
         return found
@@ -152,7 +154,9 @@ def _layer(plan: Plan, sizes: Sizes, has_experts: bool) -> dict[str, float]:
     sent = own * top * plan.layout.expert_tensor  # what this rank's own tokens become
     found["dispatch"] = own * plan.layout.expert_tensor * 5 * num + 8 * sent
     inner = moe.expert_hidden_size / plan.layout.expert_tensor
-    found["experts"] = rows * (width * item + 6 * inner * item + 4)
+    # Routed experts compute their activation again, but not where ZeRO-3 has to bring weights back one by one.
+    inners = 6 if config.engine.kind == "deepspeed" and config.engine.zero_stage == 3 else 2
+    found["experts"] = rows * (width * item + inners * inner * item + 4)
     return found
 
 
@@ -163,25 +167,18 @@ def _mla(plan: Plan, sizes: Sizes) -> dict[str, float]:
     latents: float = (
         own * model.hidden_size * item + own * rank * item
     )  # what both down products and the up product read
-    latents += _latent_norm(sizes, rank, rank + rope)
+    latents += own * _norm(sizes, rank, rank + rope)
     if model.q_lora_rank is not None:
-        latents += own * model.q_lora_rank * item + _latent_norm(sizes, model.q_lora_rank, model.q_lora_rank)
+        latents += own * (model.q_lora_rank * item + _norm(sizes, model.q_lora_rank))
     rotary = 4 * sizes.length / plan.layout.context * rope * item
     keys = sizes.rows * sizes.length  # of all context ranks
     if sizes.is_fused:
         core = (tokens * query + keys * (query + value)) * heads * item + tokens * heads * 4 + _mask(sizes)
         out = tokens * heads * value * item
-    else:
-        core = 4 * heads * (tokens * query + keys * (query + value) + tokens * sizes.length)
+    else:  # values are widened to what the kernel takes, and its output is cut
+        core = (2 * tokens + 2 * keys) * query * heads * item + tokens * heads * 4 + _mask(sizes)
         out = tokens * heads * value * item
     return {"latents": latents, "rotary": rotary, "core_attn": core, "proj": out}
-
-
-def _latent_norm(sizes: Sizes, width: int, stored: int) -> float:
-    """In full precision a CPU's norm keeps its input where it lies, among the rope keys."""
-    if sizes.is_fused:
-        return sizes.own_tokens * (stored * sizes.item + 4)
-    return sizes.own_tokens * (4 * width + (4 * stored if sizes.item == 4 else 4 * width) + 4)
 
 
 def _gqa(plan: Plan, sizes: Sizes) -> dict[str, float]:
@@ -190,8 +187,7 @@ def _gqa(plan: Plan, sizes: Sizes) -> dict[str, float]:
     heads, kv_heads = (n / plan.layout.tensor for n in (model.num_heads, model.num_kv_heads or model.num_heads))
     latents: float = sizes.own_tokens * model.hidden_size * item
     if model.qk_norm:
-        per_head = head * (item if sizes.is_fused else 8) + 4
-        latents += tokens * (heads + kv_heads) * per_head
+        latents += tokens * (heads + kv_heads) * _norm(sizes, head)
     rotary = 4 * sizes.length / context * head * item
     keys = sizes.rows * sizes.length
     values = tokens * (heads + 2 * kv_heads) if context == 1 else keys * kv_heads  # values are a view of all three
@@ -219,7 +215,9 @@ def _without(found: Mapping[str, float], plan: Plan, sizes: Sizes, has_experts: 
         if sizes.is_fused:
             kept["core_attn"] -= min(kept["core_attn"], _operands(plan, sizes))
             kept["rotary"] = 4 * sizes.length * model.qk_rope_head_dim
-        else:
+        else:  # the widened values are a copy, which stays
+            values = sizes.tokens * model.num_heads / plan.layout.tensor * model.v_head_dim * item
+            kept["core_attn"] -= min(kept["core_attn"], _operands(plan, sizes) - values)
             kept["rotary"] = own * (model.kv_lora_rank + model.qk_rope_head_dim) * item * (item < 4)
             kept["rotary"] += 4 * sizes.length * model.qk_rope_head_dim
     if "mlp" in modules and not has_experts:

@@ -9,8 +9,8 @@ from typing import Any
 
 from megatron_most.config import RunConfig, count_parameters
 from megatron_most.plan.machine import GIB
-from megatron_most.plan.predict import Cost, Prediction
-from megatron_most.plan.search import Found, Refused, layout_name
+from megatron_most.plan.prediction import Cost, Prediction
+from megatron_most.plan.ranking import Found, Refused, layout_name
 
 _HEAD = (
     f"{'':>3} {'layout':<21}{'ZeRO':>4}{'rows':>5} {'again':<15}{'weights':>8}{'grads':>6}{'optim':>6}{'activ':>6}"

@@ -19,8 +19,8 @@ from typing import Any
 from megatron_most.config import RunConfig, dump, load_recipe, replace
 from megatron_most.errors import DataError
 from megatron_most.plan.machine import Assumed, Machine
-from megatron_most.plan.predict import Cluster, Prediction
-from megatron_most.plan.search import facts_for, for_planning, layout_name, predict_recipe
+from megatron_most.plan.prediction import Cluster, Prediction
+from megatron_most.plan.ranking import facts_for, for_planning, layout_name, predict_recipe
 from megatron_most.runtime import json_lines, open_file, write_atomically
 from megatron_most.upstream import core_version
 

@@ -173,8 +173,7 @@ def _layer_at_work(plan: Plan, sizes: Sizes, stage: int) -> float:
         inner = model.dense_hidden_size if not has_experts else moe.shared_hidden_size
         work = sizes.tokens * 3 * inner / plan.layout.tensor * item
         if has_experts:
-            work = max(work, 3 * sizes.expert_rows * model.hidden_size * item)
-        if not sizes.is_fused and model.attention == "mla":  # the gradient of written-out probabilities
-            work = max(work, 4 * sizes.tokens * sizes.length * model.num_heads / plan.layout.tensor)
+            again = 5 * (moe.expert_hidden_size or 0) / plan.layout.expert_tensor  # the activation and its gradients
+            work = max(work, sizes.expert_rows * max(3 * model.hidden_size, again) * item)
         found.append(stream + work)
     return max(found)

@@ -15,8 +15,8 @@ from typing import Any
 from megatron_most.config import Facts, RunConfig, load_recipe
 from megatron_most.errors import DataError
 from megatron_most.plan.machine import GIB, MACHINES, Assumed
-from megatron_most.plan.predict import Cluster, Prediction, cost_of
-from megatron_most.plan.search import facts_for, for_planning, layout_name, search
+from megatron_most.plan.prediction import Cluster, Prediction, cost_of
+from megatron_most.plan.ranking import facts_for, for_planning, layout_name, search
 from megatron_most.plan.weights import tensors_of
 from megatron_most.runtime import write_atomically
 from megatron_most.upstream import core_version

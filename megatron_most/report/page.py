@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from megatron_most.data.stats import percent, short, span
+from megatron_most.report.beside import Beside
 from megatron_most.report.read import Run
 from megatron_most.report.sections import sections
 from megatron_most.runtime.drawing import drawing
@@ -19,9 +20,9 @@ _ABOVE = ": above the peak, so telemetry.peak_flops is too low"
 TEMPLATE = Path(__file__).with_name("pages") / "report.html.jinja"
 
 
-def write_report(runs: Sequence[Run], out: Path) -> None:
+def write_report(runs: Sequence[Run], out: Path, beside: Beside | None = None) -> None:
     """Write the page; one that is there is replaced."""
-    columns = [_facts(run) for run in runs]
+    columns, beside = [_facts(run) for run in runs], beside or Beside()
     labels = list(dict.fromkeys(label for column in columns for label in column))
     with drawing():
         write_page(
@@ -29,10 +30,11 @@ def write_report(runs: Sequence[Run], out: Path) -> None:
             TEMPLATE,
             title=" · ".join(run.name for run in runs),
             tiles=_tiles(runs[0]) if len(runs) == 1 else [],
-            sections=sections(runs),
+            sections=sections(runs, beside.bars),
             facts=[(label, [column.get(label, "-") for column in columns]) for label in labels],
             attempts=[(run.name, _attempts(run)) for run in runs],
             runs=runs,
+            beside=beside,
         )
 
 

@@ -7,7 +7,7 @@ Curves that jump are drawn twice, as they are and smoothed over a twentieth of t
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ import numpy as np
 from megatron_most.data.stats import short
 from megatron_most.report.table import Experts, Numbers, Series
 from megatron_most.runtime.drawing import colour, make_panels, svg, ticks
+from megatron_most.runtime.log import printable
 
 PALETTE = tuple(f"s{n}" for n in range(1, 11))
 """Variables of the page's style."""
@@ -119,6 +120,19 @@ def draw_heat(
     shown = range(0, rows, -(-rows // 9))
     axes.set_yticks(list(shown), [str(experts.layers[row]) for row in shown])
     return Plot(title, words, [], svg(figure, f"heat {title}"))
+
+
+def draw_bars(title: str, words: str, named: Mapping[str, Sequence[float]]) -> Plot:
+    """A bar a name, of the mean, and a line from the least to the largest; the first one stands out."""
+    figure, [axes] = make_panels(1, 0.24 * len(named) + 0.1, above=0.08, below=0.42, edge=1.75)
+    for at, values in enumerate(named.values()):
+        axes.barh(at, np.mean(values), 0.66, color=colour(PALETTE[at == 0]), lw=0)
+        axes.plot([min(values), max(values)], [at, at], color=colour("ink"), lw=1.2)
+    ticks(axes, lambda x: f"{x:g}")
+    axes.grid(False)
+    axes.set(ylim=(len(named) - 0.5, -0.5), xlabel="nats a token")
+    axes.set_yticks(range(len(named)), [printable(name, 30) for name in named])
+    return Plot(title, words, [], svg(figure, f"bars {title}"))
 
 
 def thin(series: Series) -> tuple[Numbers, Numbers]:

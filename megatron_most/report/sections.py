@@ -10,7 +10,18 @@ from typing import Any
 import numpy as np
 
 from megatron_most.data.stats import percent, short
-from megatron_most.report.plots import ALL, PALETTE, Curve, Plot, curves_of, draw_curves, draw_heat, draw_stack
+from megatron_most.report.beside import Bars, sample_errors
+from megatron_most.report.plots import (
+    ALL,
+    PALETTE,
+    Curve,
+    Plot,
+    curves_of,
+    draw_bars,
+    draw_curves,
+    draw_heat,
+    draw_stack,
+)
 from megatron_most.report.read import Run
 from megatron_most.report.table import Experts, Series
 
@@ -28,10 +39,16 @@ _TIMES = {  # from the bottom up
 _EVEN, _UNEVEN = 1.0, 3.0  # load max / mean: without colour, and all of it
 
 
-def sections(runs: Sequence[Run]) -> list[tuple[str, list[Plot]]]:
+def sections(runs: Sequence[Run], bars: Sequence[Bars] = ()) -> list[tuple[str, list[Plot]]]:
     """(heading, its plots), those that have any."""
     made = (("Losses", _losses), ("Learning", _learning), ("Experts", _experts), ("Speed and memory", _speed))
-    return [(heading, plots) for heading, make in made if (plots := list(make(runs)))]
+    of_runs = [(heading, plots) for heading, make in made if (plots := list(make(runs)))]
+    return [*of_runs, *([("Ablation", list(map(_bars, bars)))] if bars else [])]
+
+
+def _bars(bars: Bars) -> Plot:
+    words = "Other runs, of as many active parameters and steps: held-out loss, mean over seeds, least to largest."
+    return draw_bars(f"Ablation: {bars.task}", words, bars.losses)
 
 
 def _losses(runs: Sequence[Run]) -> Iterator[Plot]:
@@ -41,6 +58,8 @@ def _losses(runs: Sequence[Run]) -> Iterator[Plot]:
     words = "Nats per trained token of held-out documents."
     held_out = {"is_smoothed": False, "has_points": True}
     yield from _family(runs, "Validation", words, lambda run: _validations(run, "loss"), **held_out)
+    words = "Of the run’s sample answers, free-running and greedy: wrong words of all, before that many steps."
+    yield from _family(runs, "Word errors", words, lambda run: sample_errors(run.folder), form=percent, **held_out)
     words = "Nats per token of the gate’s texts above what the phase, or the one before it, began with."
     yield from _family(runs, "Forgetting", words, lambda run: _validations(run, "rise"), **held_out)
 

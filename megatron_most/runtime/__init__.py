@@ -42,6 +42,7 @@ from megatron_most.runtime.journal import JOB, Journal, is_done, open_journal
 from megatron_most.runtime.launch import Launch, expand_nodelist, find_launch
 from megatron_most.runtime.lazy import lazy_names
 from megatron_most.runtime.log import get_logger, get_rank, printable, quiet_upstream, redact, set_rank
+from megatron_most.runtime.process import end_with_parent
 from megatron_most.runtime.progress import Meter, progress
 from megatron_most.runtime.pulse import PATIENCE, Pulse
 from megatron_most.runtime.ranks import Ranks, agree, process_group
@@ -68,6 +69,7 @@ __all__ = [
     "claim",
     "confine",
     "deterministic",
+    "end_with_parent",
     "ensure_new_folder",
     "expand_nodelist",
     "find_device",

@@ -19,6 +19,7 @@ from megatron_most.errors import MostError
 from megatron_most.runtime.disk import explain
 from megatron_most.runtime.launch import Launch, find_launch
 from megatron_most.runtime.log import one_line, redact, set_rank
+from megatron_most.runtime.process import end_with_parent
 from megatron_most.runtime.signals import take_signal
 
 EXIT_STOPPED = 75
@@ -36,6 +37,8 @@ def run_command(main: Callable[[], int | None]) -> NoReturn:
     try:
         launch = find_launch()
         set_rank(launch.rank)
+        if launch.agent_restarts is not None:
+            end_with_parent()  # torchrun starts ranks as sessions of their own: killed, it would leave them at work
         if launch.world_size > 1:
             name = f"{name} [rank {launch.rank}]"
         code = main() or 0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import signal
 import socket
@@ -10,6 +11,7 @@ from contextlib import suppress
 from pathlib import Path
 
 Facts = dict[str, str | int]
+_PR_SET_PDEATHSIG = 1
 
 
 def this_process() -> Facts:
@@ -40,6 +42,11 @@ def kill_if_here(found: Mapping[str, str | int]) -> bool:
         os.kill(int(found["process"]), signal.SIGKILL)
         return True
     return False
+
+
+def end_with_parent() -> None:
+    """From now on this process is killed when the one that started it ends, however that ends."""
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 def _started(process: str | int) -> int:

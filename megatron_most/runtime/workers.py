@@ -7,10 +7,8 @@ for work for ever, for each holds the pipes of the others open.
 
 from __future__ import annotations
 
-import ctypes
 import multiprocessing
 import os
-import signal
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ProcessPoolExecutor
@@ -18,11 +16,11 @@ from concurrent.futures.process import BrokenProcessPool
 from typing import Any, TypeVar
 
 from megatron_most.errors import DataError
+from megatron_most.runtime.process import end_with_parent
 
 X = TypeVar("X")
 Y = TypeVar("Y")
 _work: Callable[[Any], Any] | None = None
-_PR_SET_PDEATHSIG = 1
 
 
 def num_cores(env: Mapping[str, str] = os.environ) -> int:
@@ -59,7 +57,7 @@ def in_order(work: Callable[[X], Y], pieces: Iterable[X], workers: int) -> Itera
 def _begin(work: Callable[[Any], Any], parent: int) -> None:
     global _work
     _work = work
-    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    end_with_parent()
     if os.getppid() != parent:  # killed before we asked to be told
         os._exit(1)
     os.environ["TOKENIZERS_PARALLELISM"] = "false"  # a tokenizer's own threads do not survive a fork

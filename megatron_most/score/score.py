@@ -28,5 +28,9 @@ class Score:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> Score:
-        """The inverse of `to_dict`; TypeError where a field is missing or unknown."""
-        return cls(**values)
+        """The inverse of `to_dict`; TypeError where a field is missing, unknown or of another type."""
+        found = cls(**values)
+        numbers = (found.value, found.low, found.high, found.items, found.total)
+        if not all(isinstance(number, int | float) and not isinstance(number, bool) for number in numbers):
+            raise TypeError(f"a score of {numbers}")
+        return found

@@ -23,7 +23,8 @@ from megatron_most.vocab import TEXT
 class Token:
     """What came, and what whole characters it adds to the text."""
 
-    id: int
+    id: int | None
+    """None: no token has come; the text is what was held back of those before."""
     tag: int
     text: str
 
@@ -80,7 +81,7 @@ class Answering:
                 async for sound in self._rest_of_speech():
                     yield sound
                 if left := self._text.rest():
-                    yield Token(self._partner.tokens.pad_id, TEXT, left)
+                    yield Token(None, TEXT, left)
                 yield event
                 return
 

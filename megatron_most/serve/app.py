@@ -117,7 +117,7 @@ class _Server:
         self._require_key(request)
         model = {"id": self.partner.name, "object": "model", "created": 0, "owned_by": "local"}
         most = {
-            "hears": self.partner.hears,
+            "hears": not self.partner.why_deaf,
             "voices": list(self.partner.voices),
             "sample_rate": self.partner.sample_rate,
             "max_tokens": self.protection.limits.max_tokens,
@@ -128,7 +128,7 @@ class _Server:
     async def chat(self, request: Request) -> Response:
         self._require_host(request)
         self._require_key(request)
-        if request.headers.get("content-type", "").partition(";")[0].strip() != "application/json":
+        if request.headers.get("content-type", "").partition(";")[0].strip().lower() != "application/json":
             raise Refused(415, "send the body as application/json")
         try:
             body = json.loads(await request.body())
@@ -166,7 +166,7 @@ class _Server:
         return JSONResponse(chat.whole("".join(texts), wave, asked.audio_format, tokens, why))
 
     def _require_host(self, request: Request) -> None:
-        host = re.sub(r":\d+$", "", request.headers.get("host", ""))
+        host = re.sub(r":\d+$", "", request.headers.get("host", "")).lower()
         if self.protection.hosts and host not in self.protection.hosts:
             raise Refused(421, f"this server is not {host[:100]!r}")
 
@@ -181,7 +181,7 @@ async def _stream(answering: Answering, chat: Chat) -> AsyncIterator[bytes]:
         yield chat.begin()
         async for event in answering:
             if isinstance(event, Token):
-                chat.count()
+                chat.count(event)
                 yield chat.token(event)
             elif isinstance(event, Sound):
                 yield chat.sound(event.wave)
@@ -200,9 +200,9 @@ async def _collect(answering: Answering, chat: Chat) -> tuple[list[str], list[np
     tokens: list[Token] = []
     async for event in answering:
         if isinstance(event, Token):
-            chat.count()
+            chat.count(event)
             texts.append(event.text)
-            tokens.append(event)
+            tokens += [event] if event.id is not None else []
         elif isinstance(event, Sound):
             waves.append(event.wave)
         elif isinstance(event, End):

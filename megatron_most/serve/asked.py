@@ -8,14 +8,13 @@ from __future__ import annotations
 
 import base64
 import binascii
-import math
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_most.errors import MostError
-from megatron_most.generate import Settings
+from megatron_most.generate import Settings, is_finite
 from megatron_most.serve.partner import Part, Partner, Turn, Wave
 from megatron_most.speech import AudioError, probe, read_span
 
@@ -36,12 +35,18 @@ class Refused(Exception):
 
     def __init__(self, status: int, message: str, param: str | None = None, retry_s: int | None = None) -> None:
         super().__init__(message)
-        self.status, self.message, self.param, self.retry_s = status, message, param, retry_s
+        self.status, self.retry_s = status, retry_s
+        self.message, self.param = _writable(message), None if param is None else _writable(param)
 
     def body(self) -> dict[str, Any]:
         """As OpenAI's clients expect an error."""
         kind = {429: "rate_limit_error", 503: "server_overloaded"}.get(self.status, "invalid_request_error")
         return {"error": {"message": self.message, "type": kind, "param": self.param, "code": None}}
+
+
+def _writable(text: str) -> str:
+    """JSON can say half a character, and UTF-8 cannot."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 @dataclass(frozen=True)
@@ -77,7 +82,7 @@ def read_request(body: Any, partner: Partner, limits: Limits) -> Asked:
         if value is None or value in _NEUTRAL.get(name, ()):
             continue
         if name not in _KNOWN or name in _NEUTRAL:
-            raise Refused(400, f"{name}: this server has no such setting; leave it out", name)
+            raise Refused(400, f"{name[:100]}: this server has no such setting; leave it out", name[:100])
     model = body.get("model")
     if model is not None and model != partner.name:
         raise Refused(404, f"model {str(model)[:100]!r}: this server has {partner.name!r}", "model")
@@ -122,7 +127,7 @@ def _settings(body: dict[str, Any], speaks: bool, limits: Limits) -> Settings:
         if body.get(name) is not None
     }
     for name, value in given.items():
-        if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
             raise Refused(400, f"{name}: not a number", name)
     if given.get("temperature", 0) > 2:
         raise Refused(400, "temperature: give 0 to 2", "temperature")
@@ -192,8 +197,8 @@ class _Reader:
         raise Refused(400, f"{where}: neither a text, nor an input_audio, nor a units part", where)
 
     def _wave(self, audio: dict[str, Any], where: str) -> Wave:
-        if not self._partner.hears:
-            raise Refused(400, f"{where}: this server was started without a codec, so it cannot hear; send text", where)
+        if why := self._partner.why_deaf:
+            raise Refused(400, f"{where}: {why}, so it cannot hear; send text", where)
         data = audio.get("data")
         if not isinstance(data, str) or not data:
             raise Refused(400, f"{where}.input_audio.data: give base64", where)

@@ -31,8 +31,8 @@ class Chat:
         self.id, self._audio_id = f"chatcmpl-{secrets.token_hex(12)}", f"audio_{secrets.token_hex(12)}"
         self._created = int(time.time())
 
-    def count(self, tokens: int = 1) -> None:
-        self._num_tokens += tokens
+    def count(self, token: Token) -> None:
+        self._num_tokens += token.id is not None
 
     def begin(self) -> bytes:
         """The first event of a stream."""
@@ -41,7 +41,7 @@ class Chat:
     def token(self, token: Token) -> bytes:
         """An event of a stream."""
         delta: dict[str, Any] = {"content": token.text} if token.text else {}
-        return self._event(delta, most={"tokens": [self._told(token)]})
+        return self._event(delta) if token.id is None else self._event(delta, most={"tokens": [self._told(token)]})
 
     def sound(self, wave: Wave) -> bytes:
         """An event of a stream: 16-bit samples."""
@@ -82,6 +82,7 @@ class Chat:
 
     def _told(self, token: Token) -> dict[str, Any]:
         tokens = self._partner.tokens
+        assert token.id is not None, "text that was held back is no token to tell of"
         is_unit = token.id in tokens.unit_ids
         if is_unit:
             text = tokens.unit_token.format(tokens.unit_of_id(token.id))

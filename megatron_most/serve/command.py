@@ -39,18 +39,18 @@ def run_serve(args: Sequence[str] | None = None) -> None:
         import uvicorn
     except ImportError as error:
         raise UpstreamError("uvicorn: not installed; install it with `pip install megatron-most[serve]`") from error
+    from megatron_most.serve.listening import listening
     from megatron_most.serve.opening import open_partner
 
     with open_partner(
         chosen.model, tokenizer=chosen.tokenizer, codec=chosen.codec, vocoder=chosen.vocoder,
         templates=chosen.templates, device=chosen.device, name=chosen.name,
+        encoder=chosen.codec_model, trust_templates=chosen.trust_templates,
     ) as partner:  # fmt: skip
         app = make_app(partner, _protection(chosen, key))
         _log.info("%s: http://%s:%d  (Ctrl-C ends it)", partner.name, _shown(chosen.host), chosen.port)
-        uvicorn.run(
-            app, host=chosen.host, port=chosen.port, log_level="warning", access_log=False, timeout_keep_alive=30,
-            limit_concurrency=chosen.waiting * 4 + 64, timeout_graceful_shutdown=5, server_header=False,
-        )  # fmt: skip
+        told = {"host": chosen.host, "port": chosen.port, "log_level": "warning", "timeout_graceful_shutdown": 5}
+        uvicorn.Server(listening(app, waiting=chosen.waiting, **told)).run()
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -60,12 +60,15 @@ def _parser() -> argparse.ArgumentParser:
     default, limits = Protection(), Limits()
     add = parser.add_argument
     add("--model", type=Path, required=True, help="a run's folder, or one of its checkpoints")
-    add(
-        "--tokenizer", type=Path, help="tokenizer.json or its folder; default: what the checkpoint's data was made with"
-    )
+    add("--tokenizer", type=Path, help="tokenizer.json or its folder, of the model's data; exported folders have one")
     add("--codec", type=Path, help="the folder of the codec whose units the model was trained on: then it hears")
+    add(
+        "--codec-model", type=Path,
+        help="the HuBERT of the codec, or of the frames that a MoST-C model hears, where it has moved",
+    )  # fmt: skip
     add("--vocoder", type=Path, help="the folder of a vocoder for this codec: then it speaks")
     add("--templates", help="by name or file; default: those of the model's data")
+    add("--trust-templates", action="store_true", help="take --templates though the model has learnt others")
     add("--name", help="what the model is called; default: the folder's name")
     add("--device", choices=("auto", "cpu", "gpu"), default="auto")
     add("--host", default="127.0.0.1", help="the address to listen on (default: %(default)s, this machine alone)")

@@ -35,8 +35,8 @@ class Partner(Protocol):
     sample_rate: int
     voices: Sequence[str]
     """Those that it can speak with; none: it cannot be heard."""
-    hears: bool
-    """Whether turns may hold waves."""
+    why_deaf: str
+    """"": turns may hold waves. Else why they may not."""
 
     def prompt(self, turns: Sequence[Turn]) -> Prompt:
         """DataError where they cannot be put into one."""

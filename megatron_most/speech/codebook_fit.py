@@ -60,13 +60,13 @@ def fit_codebook(
         padded = np.pad(units_T, context, constant_values=codec.num_units)
         features = [padded[k : k + len(units_T)] for k in range(2 * context + 1)]
         rows_TK = np.stack([*features, np.full(len(units_T), speaker)], axis=1) + starts[:-1]
-        np.add.at(sums, rows_TK.ravel(), np.repeat(y_TW, rows_TK.shape[1], axis=0))
         total, squares = total + y_TW.sum(axis=0), squares + (y_TW**2).sum(axis=0)
         frames += len(units_T)
         hot = coo_array(
             (np.ones(rows_TK.size), (rows_TK.ravel(), np.repeat(np.arange(len(units_T)), rows_TK.shape[1]))),
             shape=(starts[-1], len(units_T)),
         ).tocsr()
+        sums += hot @ y_TW
         together = together + hot @ hot.T
         np.add.at(run_frames, units.units, units.durations)
         np.add.at(runs, units.units, 1)

@@ -43,8 +43,10 @@ def min_samples(frame_s: float) -> int:
     return _WINDOW + (periods_per_frame(frame_s) - 1) * _HOP
 
 
-def mfcc_features(wave: np.ndarray, frame_s: float) -> np.ndarray:
-    """Features (frames, 39) in float32 of a mono wave at 16 kHz, values in -1..1."""
+def mfcc_features(wave: np.ndarray, frame_s: float, *, centred: bool = False) -> np.ndarray:
+    """Features (frames, 39) in float32 of a mono wave at 16 kHz, values in -1..1. centred: coefficients less their mean
+    over the wave, in which much of the voice, the microphone and the loudness is.
+    """
     wave = np.ascontiguousarray(wave, dtype=np.float32)
     per_frame = periods_per_frame(frame_s)
     if wave.ndim != 1 or len(wave) < min_samples(frame_s):
@@ -54,6 +56,8 @@ def mfcc_features(wave: np.ndarray, frame_s: float) -> np.ndarray:
         _coefficients(wave, t, min(t + _CHUNK_PERIODS, num_periods)) for t in range(0, num_periods, _CHUNK_PERIODS)
     ]
     c_TC = np.concatenate(parts)
+    if centred:
+        c_TC -= c_TC.mean(axis=0)
     slopes_TC = _slopes(c_TC)
     features = np.concatenate([c_TC, slopes_TC, _slopes(slopes_TC)], axis=1)
     num_frames = len(features) // per_frame

@@ -74,7 +74,7 @@ class HubertFeatures:
         self.model_name = str(Path(model).resolve()) if Path(model).is_dir() else str(model)
         self.revision, self.layer, self.sample_rate = revision, layer, files.sample_rate
         self.normalise = bool(files.normalise) if normalise is None else normalise
-        self._model = _load(files.folder, files.is_safetensors, layer).to(self.device.torch_device)
+        self._model = load_hubert(files.folder, files.is_safetensors, layer).to(self.device.torch_device)
         config = self._model.config
         self._convs = list(zip(config.conv_kernel, config.conv_stride, strict=True))
         self.width: int = config.hidden_size
@@ -208,7 +208,7 @@ def _find_precision(wanted: Precision, device: Device) -> Precision:
     return wanted
 
 
-def _load(folder: Path, is_safetensors: bool, layer: int) -> Any:
+def load_hubert(folder: Path, is_safetensors: bool, layer: int) -> Any:
     """The model with its first `layer` layers, in eval mode. DataError for missing weights: they would be random."""
     import torch
     from safetensors import SafetensorError

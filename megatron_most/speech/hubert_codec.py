@@ -13,10 +13,11 @@ from typing import Any
 import numpy as np
 
 from megatron_most.errors import DataError
-from megatron_most.speech.codec import CodecIdentity, UnitSequence, hash_of, merge_repeats
+from megatron_most.speech.codec import CodecIdentity, hash_of
 from megatron_most.speech.hubert import NOISE, FeatureBatch, HubertFeatures
 from megatron_most.speech.kmeans import fit_kmeans
 from megatron_most.speech.quantiser import Quantiser
+from megatron_most.speech.units import UnitSequence, merge_repeats
 
 
 class HubertCodec:

@@ -3,23 +3,28 @@
 Told which sentences or words can come, it hears them well; free English it hears badly. Time: with sentences about a
 tenth of the speech's length or more, by their number; with a loop of more than some hundred words, longer than the
 speech itself. Loudness is evened out and silence put around each wave, for vocoders speak as loud as they like.
+The acoustic model, half a second to load, is loaded once a thread: judges change its grammar.
 """
 
 from __future__ import annotations
 
 import re
+import threading
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from megatron_most.errors import DataError, UpstreamError
-from megatron_most.speech.judges import JudgeIdentity, checked_wave, hash_files, read_text
+from megatron_most.speech.judge import JudgeIdentity, checked_wave, hash_files, read_text
 
 _PEAK, _SILENCE = 0.6, 3200
 _HEAD = "#JSGF V1.0;\ngrammar judge;\n"
+_NAME = "judge"
+_OPTIONS = {"loglevel": "FATAL", "cmn": "batch"}
+"""batch: the mean of the cepstra is of this wave alone; live, it would be carried on from the wave before."""
 _WORD = re.compile(r"[a-z0-9]+(?:'[a-z]+)*")
 
 
@@ -44,7 +49,7 @@ class PocketsphinxJudge:
     ) -> None:
         if sum(given is not None for given in (sentences, words, jsgf)) > 1:
             raise DataError("pocketsphinx: sentences, words and jsgf exclude each other; give one")
-        folder = _model()
+        _model()
         if sentences is not None:
             kind, grammar = f"{len(set(sentences))} sentences", _alternatives(sentences, "sentence")
         elif words is not None:
@@ -53,9 +58,13 @@ class PocketsphinxJudge:
             kind, grammar = f"grammar {Path(jsgf).name}", read_text(jsgf)
         else:
             kind, grammar = "trigrams", ""
-        self._decoder = _decoder(grammar)
-        files = sorted(path for path in folder.rglob("*") if path.is_file())
-        self.identity = JudgeIdentity("pocketsphinx", f"en-us, {kind}", hash_files(files, grammar))
+        self._kind, self._grammar = kind, grammar
+        _decoder(grammar)  # a grammar that it does not take is told now
+
+    @cached_property
+    def identity(self) -> JudgeIdentity:
+        files = sorted(path for path in _model().rglob("*") if path.is_file())
+        return JudgeIdentity("pocketsphinx", f"en-us, {self._kind}", hash_files(files, self._grammar))
 
     def transcribe(self, waves: Sequence[np.ndarray]) -> list[str]:
         """See Judge."""
@@ -66,10 +75,11 @@ class PocketsphinxJudge:
         if peak == 0:
             return ""
         padded = np.pad(wave * (_PEAK / peak), _SILENCE)
-        self._decoder.start_utt()
-        self._decoder.process_raw((padded * 32767).astype("<i2").tobytes(), full_utt=True)
-        self._decoder.end_utt()
-        found = self._decoder.hyp()
+        decoder = _decoder(self._grammar)
+        decoder.start_utt()
+        decoder.process_raw((padded * 32767).astype("<i2").tobytes(), full_utt=True)
+        decoder.end_utt()
+        found = decoder.hyp()
         return re.sub(r"\(\d+\)", "", found.hypstr) if found else ""
 
 
@@ -84,22 +94,41 @@ def _alternatives(texts: Sequence[str], what: str, loop: bool = False) -> str:
     return f"{_HEAD}public <s> = {f'({either})+' if loop else either};\n"
 
 
+class _Loaded(threading.local):
+    """A thread's decoders: one of free English, one whose grammar changes."""
+
+    free: Any = None
+    told: Any = None
+    grammar: str | None = None
+
+
+_LOADED = _Loaded()
+
+
 def _decoder(grammar: str) -> Any:
+    """This thread's decoder, listening for the grammar; "" is free English."""
     from pocketsphinx import Decoder
 
-    # "batch": the mean of the cepstra is of this wave alone; live, it would be carried on from the wave before.
-    options = {"loglevel": "FATAL", "cmn": "batch"}
     if not grammar:
-        return Decoder(**options)
-    decoder = Decoder(lm=None, **options)
+        if _LOADED.free is None:
+            _LOADED.free = Decoder(**_OPTIONS)
+        return _LOADED.free
+    if _LOADED.grammar == grammar:
+        return _LOADED.told
+    decoder, _LOADED.told, was, _LOADED.grammar = _LOADED.told, None, _LOADED.grammar, None
+    if decoder is None:
+        decoder = Decoder(lm=None, **_OPTIONS)
     try:
-        decoder.add_jsgf_string("judge", grammar)
-        decoder.activate_search("judge")
-    except (RuntimeError, ValueError, KeyError) as error:
+        if was is not None:
+            decoder.remove_search(_NAME)
+        decoder.add_jsgf_string(_NAME, grammar)
+        decoder.activate_search(_NAME)
+    except (RuntimeError, ValueError, KeyError) as error:  # the decoder is not used again: who knows what it holds
         raise DataError(
             f"pocketsphinx: it takes the grammar not ({error or type(error).__name__}); every word must be in its "
             "dictionary, and one rule public"
         ) from error
+    _LOADED.told, _LOADED.grammar = decoder, grammar
     return decoder
 
 

@@ -14,7 +14,7 @@ import numpy as np
 
 from megatron_most.errors import DataError, UpstreamError
 from megatron_most.runtime import Device, require_file
-from megatron_most.speech.judges import SAMPLE_RATE, JudgeIdentity, checked_wave, hash_files
+from megatron_most.speech.judge import SAMPLE_RATE, JudgeIdentity, checked_wave, hash_files
 
 _WINDOW_S = 30
 _SHORTEST = SAMPLE_RATE // 50

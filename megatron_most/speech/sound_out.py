@@ -16,14 +16,18 @@ FORMATS = {".wav": "WAV", ".flac": "FLAC"}
 def write_sound(path: str | Path, wave: np.ndarray, sample_rate: int = 16000) -> Path:
     """A mono wave in -1..1; louder samples are clipped. The extension says the format."""
     path = Path(path)
-    kind = FORMATS.get(path.suffix.lower())
-    if kind is None:
-        raise DataError(f"{path}: {path.suffix or 'no extension'}; sound is written as .wav or .flac")
-    data = encode_sound(wave, sample_rate, kind)
+    data = encode_sound(wave, sample_rate, sound_format(path))
     with writing(path.parent):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, data)
     return path
+
+
+def sound_format(path: Path) -> str:
+    """What a file of this name is written as; DataError where its extension says nothing known."""
+    if (kind := FORMATS.get(path.suffix.lower())) is None:
+        raise DataError(f"{path}: {path.suffix or 'no extension'}; sound is written as .wav or .flac")
+    return kind
 
 
 def encode_sound(wave: np.ndarray, sample_rate: int = 16000, kind: str = "WAV") -> bytes:

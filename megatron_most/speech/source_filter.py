@@ -78,19 +78,20 @@ class SourceFilter:
         return np.tanh(wave_N[cut] / self._overlap).astype(np.float32), float(turns_T[last] % 1.0)  # peaks stay below 1
 
     def _mels(self, wave: np.ndarray, num_columns: int) -> np.ndarray:
-        frames_TN = self._frames(wave, num_columns, len(self._window)) * self._window
-        power_TF = np.abs(np.fft.rfft(frames_TN, _FFT)) ** 2
+        import scipy.fft
+
+        frames_TN = self._frames(wave, num_columns, len(self._window)) * self._window.astype(np.float32)
+        power_TF = np.abs(scipy.fft.rfft(frames_TN, _FFT, axis=1)) ** 2
         return np.log(np.maximum(power_TF @ self._bands, _FLOOR))
 
     def _pitch(self, wave: np.ndarray, num_columns: int) -> tuple[np.ndarray, np.ndarray]:
         """Pitch in hertz by autocorrelation, and how well the wave repeats at it, 0..1."""
         size = round(_PITCH_WINDOW_S * self.sample_rate)
-        frames_TN = self._frames(wave, num_columns, size)
-        taper = np.hanning(size)
-        power_TF = np.abs(np.fft.rfft((frames_TN - frames_TN.mean(axis=1, keepdims=True)) * taper, 2 * size)) ** 2
-        repeats_TN = np.fft.irfft(power_TF)[:, :size]
-        of_taper_N = np.fft.irfft(np.abs(np.fft.rfft(taper, 2 * size)) ** 2)[:size]
         low, high = int(self.sample_rate / _HIGH_PITCH), min(int(self.sample_rate / _LOW_PITCH), size // 2)
+        frames_TN = self._frames(wave, num_columns, size)
+        taper_N = np.hanning(size).astype(np.float32)
+        repeats_TN = _repeats((frames_TN - frames_TN.mean(axis=1, keepdims=True)) * taper_N, high)
+        of_taper_N = _repeats(taper_N[None], high)[0]
         energy_T = repeats_TN[:, :1]
         lags = np.arange(low, high)
         scores = repeats_TN[:, lags] / (energy_T + 1e-6) * of_taper_N[0] / of_taper_N[lags]
@@ -99,7 +100,7 @@ class SourceFilter:
         return self.sample_rate / lags[best_T], voicing_T
 
     def _frames(self, wave: np.ndarray, num_columns: int, size: int) -> np.ndarray:
-        wave = np.asarray(wave, dtype=np.float64)[: (num_columns - 1) * self.hop + size]
+        wave = np.asarray(wave, dtype=np.float32)[: (num_columns - 1) * self.hop + size]
         wave = np.pad(wave, (0, (num_columns - 1) * self.hop + size - len(wave)))
         return np.lib.stride_tricks.sliding_window_view(wave, size)[:: self.hop]
 
@@ -167,3 +168,12 @@ class SourceFilter:
 
 def _mel(hertz: np.ndarray | float) -> np.ndarray:
     return 1127.0 * np.log1p(np.asarray(hertz) / 700.0)
+
+
+def _repeats(frames_TN: np.ndarray, lags: int) -> np.ndarray:
+    """Autocorrelation of each row at the lags below so many."""
+    import scipy.fft
+
+    length = scipy.fft.next_fast_len(frames_TN.shape[1] + lags, real=True)  # so that no end meets a beginning
+    power_TF = np.abs(scipy.fft.rfft(frames_TN, length, axis=1)) ** 2
+    return np.asarray(scipy.fft.irfft(power_TF, length, axis=1)[:, :lags])

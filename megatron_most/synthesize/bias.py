@@ -158,7 +158,7 @@ def _ranked(counts: Counter[Any]) -> NDArray[np.float64]:
 
 
 def _lengths(items: Sequence[Item], ours: int) -> Respect:
-    pairs = [(number, len(turn)) for number, item in enumerate(items) for turn in item.turns]
+    pairs = [(number, len(turn)) for number, item in enumerate(items) for turn in item.turns if turn]
     return _binned("length", "words of a turn or utterance", pairs, ours, len(items))
 
 

@@ -19,7 +19,7 @@ from megatron_most.data.corpora.records import SUFFIXES
 from megatron_most.data.rejects import told
 from megatron_most.data.shards import WHOLE, find_shard, shard_folder
 from megatron_most.errors import DataError
-from megatron_most.runtime import get_logger, num_cores, sha256_file
+from megatron_most.runtime import get_logger, num_cores, reading, require_file, sha256_file
 from megatron_most.runtime.page import require_page
 from megatron_most.synthesize.bias import BiasOptions, compare
 from megatron_most.synthesize.bias_page import write_bias
@@ -35,7 +35,9 @@ from megatron_most.synthesize.merge import merge_dialogues, open_dialogues
 from megatron_most.synthesize.seeds import load_seeds
 from megatron_most.synthesize.speak import HEADER as SPEECH
 from megatron_most.synthesize.speak import JudgeOptions, Speech, speak_dialogues
-from megatron_most.synthesize.voices import VoiceOptions, find_speaker
+from megatron_most.synthesize.voice_endpoint import VoiceBudget
+from megatron_most.synthesize.voice_opening import open_speaker
+from megatron_most.synthesize.voices import VoiceOptions
 from megatron_most.synthesize.writer import Writer
 
 say = get_logger(__name__).info
@@ -136,9 +138,10 @@ def _hash_of(paths: Sequence[Path]) -> str:
     """Of the chats' files, as they are."""
     found = hashlib.sha256()
     for path in paths:
-        inside = sorted(one for one in path.rglob("*") if one.name.endswith(SUFFIXES)) if path.is_dir() else [path]
-        for file in inside:
-            found.update(f"{file.name} {sha256_file(file)}\n".encode())
+        inside = path.rglob("*") if path.is_dir() else [require_file(path)]
+        for file in sorted(one for one in inside if one.name.endswith(SUFFIXES) and one.is_file() or one == path):
+            with reading(file, "check the path of --chats"):
+                found.update(f"{file.name} {sha256_file(file)}\n".encode())
     return found.hexdigest()
 
 
@@ -180,6 +183,9 @@ class Speak:
     """Dialogues spoken at a time; 0 = as many as there are cores for this process."""
     max_reject_rate: float = 0.5
     """Share of dialogues that may be set aside before the run stops."""
+    ledger: Path | None = None
+    """--voice.url: the folder of what was paid for; not set = OUT.ledger. Runs that share one share its budget."""
+    budget: VoiceBudget = field(default_factory=VoiceBudget)
     voice: VoiceOptions = field(default_factory=VoiceOptions)
     weights: Weights = field(default_factory=Weights)
     judge: JudgeOptions = field(default_factory=JudgeOptions)
@@ -205,10 +211,15 @@ class Speak:
             workers=self.workers or num_cores(),
         )
         shard = find_shard(self.shard)
-        folder = speak_dialogues(speech, find_speaker(self.voice), self.out, shard)
+        folder = shard_folder(self.out, shard)
+        default = folder.with_name(f"{folder.name}.ledger")
+        with open_speaker(self.voice, self.budget, self.ledger, default) as speaker:
+            speaker.check_voices(voices)
+            speak_dialogues(speech, speaker, self.out, shard)
+            used = speaker.told()
         done = json.loads((folder / SPEECH).read_text())
         words = f"{done['spoken']} dialogues with speech, {done['written']} without, {done['seconds'] / 3600:.2f} h"
-        say("%s: %s; %s", folder, words, told(done["rejects"], folder / REJECTS))
+        say("%s: %s; %s%s", folder, words, told(done["rejects"], folder / REJECTS), f"; {used}" * bool(used))
 
 
 @dataclass(frozen=True, kw_only=True)

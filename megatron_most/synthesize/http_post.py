@@ -8,6 +8,7 @@ a server echoes it, it is replaced before anybody reads the text. Proxies of the
 from __future__ import annotations
 
 import email.utils
+import functools
 import http.client
 import re
 import socket
@@ -16,6 +17,7 @@ import threading
 import time
 import urllib.parse
 from dataclasses import dataclass
+from html.entities import codepoint2name
 
 from megatron_most.errors import DataError
 
@@ -63,20 +65,20 @@ class Address:
     path: str
 
     @classmethod
-    def parse(cls, url: str) -> Address:
+    def parse(cls, url: str, option: str = "--endpoint") -> Address:
         try:
             parts = urllib.parse.urlsplit(url)
             port = parts.port
         except ValueError as error:
-            raise DataError(f"--endpoint.url: not an address ({error}); {_REMEDY}") from error
+            raise DataError(f"{option}.url: not an address ({error}); {_REMEDY}") from error
         if parts.username is not None or parts.password is not None or parts.query or parts.fragment:
             raise DataError(  # without the address: it holds what should not be shown
-                "--endpoint.url: a name, password or query in the address; take it out: keys come by --endpoint.key-env"
+                f"{option}.url: a name, password or query in the address; take it out: keys come by {option}.key-env"
             )
         if parts.scheme not in ("http", "https") or not parts.hostname:
-            raise DataError(f"--endpoint.url {url!r:.200}: not an http or https address; {_REMEDY}")
+            raise DataError(f"{option}.url {url!r:.200}: not an http or https address; {_REMEDY}")
         if re.search(r"[\x00-\x20\x7f-\uffff]", parts.path):
-            raise DataError(f"--endpoint.url {url!r:.200}: has blanks or signs to be escaped; {_REMEDY}")
+            raise DataError(f"{option}.url {url!r:.200}: has blanks or signs to be escaped; {_REMEDY}")
         return cls(
             parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80), parts.path.rstrip("/")
         )
@@ -94,13 +96,23 @@ def checked_key(key: str, variable: str) -> str:
 
 
 def without_key(data: bytes, key: str | None) -> bytes:
-    """Bytes from outside with the key hidden, also as JSON or an address escapes it."""
-    if not key:
-        return data
-    escaped = "".join(f"\\u{ord(sign):04x}" for sign in key)
-    for form in {key, urllib.parse.quote(key, safe=""), key.replace("/", "\\/"), escaped}:
-        data = data.replace(form.encode(), HIDDEN)
-    return data
+    """Bytes from outside with the key hidden, also where JSON, an address or HTML escapes some or all of its signs."""
+    return _spellings(key).sub(HIDDEN, data) if key else data
+
+
+@functools.lru_cache(maxsize=8)
+def _spellings(key: str) -> re.Pattern[bytes]:
+    """Each sign as itself or escaped, whatever is done to its neighbours; JSON within JSON doubles backslashes."""
+    signs = []
+    for sign in key:
+        code = ord(sign)
+        # Counted, not any number: a hostile answer of backslashes alone would take for ever.
+        forms = [rf"\\{{0,8}}{re.escape(sign)}", rf"\\{{1,8}}u(?i:{code:04x})", rf"%(?i:{code:02x})",
+                 rf"&#0{{0,8}}{code};", rf"&#(?i:x0{{0,8}}{code:x});"]  # fmt: skip
+        if name := codepoint2name.get(code):
+            forms.append(f"&{name};")
+        signs.append(f"(?:{'|'.join(forms)})")
+    return re.compile("".join(signs).encode())
 
 
 def post(address: Address, path: str, body: bytes, key: str | None, *, timeout_s: float, most_bytes: int) -> Answer:

@@ -73,13 +73,15 @@ class BudgetSpent(DataError):
 
 
 @contextlib.contextmanager
-def open_ledger(folder: Path, budget: Budget) -> Iterator[Ledger]:
-    """Hold the ledger of a folder, which is made where it is not there. Others are refused meanwhile."""
+def open_ledger(folder: Path, budget: Budget, counted: str = "tokens") -> Iterator[Ledger]:
+    """Hold the ledger of a folder, which is made where it is not there. Others are refused meanwhile. `counted`: what
+    a request is paid by, in words.
+    """
     with contextlib.ExitStack() as stack:
         with writing(folder, _AGAIN):
             folder.mkdir(parents=True, exist_ok=True)
             stack.enter_context(claim(folder))
-            ledger = Ledger(folder, budget)
+            ledger = Ledger(folder, budget, counted)
         stack.callback(ledger.close)
         yield ledger
 
@@ -87,9 +89,9 @@ def open_ledger(folder: Path, budget: Budget) -> Iterator[Ledger]:
 class Ledger:
     """The file in a folder of its own, open for one process at a time: `with open_ledger(folder, budget) as ledger`."""
 
-    def __init__(self, folder: Path, budget: Budget) -> None:
+    def __init__(self, folder: Path, budget: Budget, counted: str = "tokens") -> None:
         budget.check()
-        self.path, self._budget = folder / REPLIES, budget
+        self.path, self._budget, self._counted = folder / REPLIES, budget, counted
         self.spent = Cost()
         """What is sure: finished requests, and the worst case of those that were never finished."""
         self._open: dict[int, Cost] = {}
@@ -142,7 +144,7 @@ class Ledger:
 
     def told(self) -> str:
         """What was used so far, in words."""
-        words = f"{self.spent.requests:,} requests, {self.spent.tokens:,} tokens"
+        words = f"{self.spent.requests:,} requests, {self.spent.tokens:,} {self._counted}"
         if self._budget.price_in or self._budget.price_out:
             words += f", {float(self._money(self.spent)):.4f} of money"
         return words
@@ -164,11 +166,11 @@ class Ledger:
         return (cost.prompt * prices[0] + cost.completion * prices[1]) / 1_000_000
 
     def _told_spent(self, most: Cost) -> str:
-        limits = {"requests": self._budget.requests, "tokens": self._budget.tokens, "money": self._budget.money}
+        limits = {"requests": self._budget.requests, self._counted: self._budget.tokens, "money": self._budget.money}
         given = ", ".join(f"--budget.{name} {value}" for name, value in limits.items() if value is not None)
         return (
-            f"the budget ({given}) is used up: {self.told()}, and the next request may take {most.tokens:,} tokens; "
-            "give a larger one and run the same command again: replies that were paid for are kept"
+            f"the budget ({given}) is used up: {self.told()}, and the next request may take {most.tokens:,} "
+            f"{self._counted}; give a larger one and run the same command again: replies that were paid for are kept"
         )
 
     def _write(self, line: dict[str, Any]) -> int:

@@ -32,7 +32,7 @@ from megatron_most.synthesize.casting import Cast, Weights, cast
 from megatron_most.synthesize.dialogue import CUT, Dialogue
 from megatron_most.synthesize.voices import SAMPLE_RATE, Speaker
 from megatron_most.synthesize.wer import check_wave, word_error_rate
-from megatron_most.synthesize.writer import WriterFailed
+from megatron_most.synthesize.writer import JudgeFailed, WriterFailed
 
 UTTERANCES, SPOKEN, WRITTEN, REJECTS = "utterances.jsonl", "spoken.jsonl", "written.jsonl", "rejects.jsonl"
 FILES = (UTTERANCES, SPOKEN, WRITTEN, REJECTS)
@@ -125,7 +125,8 @@ def speak_dialogues(speech: Speech, speaker: Speaker, out: Path, shard: Shard) -
             try:
                 writing.take(dialogue, roles, turns)
             except WriterFailed as error:
-                gone = f"{writing.done.taken} of {len(mine)} dialogues are spoken; the voice is gone"
+                who = "judge" if isinstance(error, JudgeFailed) else "voice"
+                gone = f"{writing.done.taken} of {len(mine)} dialogues are spoken; the {who} is gone"
                 raise DataError(f"{journal.part}: {gone}: {error}; run the same command again to go on") from error
             meter.advance(1)
         writing.finish()
@@ -155,7 +156,7 @@ class _Ears:
             self._lengths = [len(text) for text in self._texts]
 
     def rates(self, waves: list[np.ndarray], texts: list[str]) -> list[float | None]:
-        """The word error rate of each wave. RowError "judge failed" where the judge cannot hear these texts."""
+        """The word error rate of each wave. RowError "judge failed" if these cannot be heard, JudgeFailed if none."""
         if self._options.name == "none" or not waves:
             return [None] * len(waves)
         try:
@@ -164,8 +165,10 @@ class _Ears:
             else:
                 with self._lock:  # one model, many threads
                     heard = self._judge.transcribe(waves)
-        except (MostError, RuntimeError, OSError) as error:
+        except DataError as error:
             raise RowError("judge failed", str(error)[:200]) from error
+        except (MostError, RuntimeError, OSError, MemoryError) as error:
+            raise JudgeFailed(f"{type(error).__name__}: {error}"[:200]) from error
         return [word_error_rate(text, found) for text, found in zip(texts, heard, strict=True)]
 
     def _choices(self, texts: list[str]) -> list[str]:
@@ -229,22 +232,26 @@ class _Writing:
             self.done.rejects,
             where=journal.path(REJECTS),
         )
-        self._failures: list[tuple[str, WriterFailed]] = []
+        self._held: list[tuple[Dialogue, Cast, WriterFailed | None]] = []
+        """Failures of which nobody knows yet whose they are, and what came between them that nobody had to say."""
 
     def take(self, dialogue: Dialogue, roles: Cast, turns: Future[list[_Turn]]) -> None:
         """Put one dialogue into the lists, or say why not."""
         try:
             made = turns.result()
         except RowError as error:
-            self._told_failures()
+            self._take_held()
             self._set_aside(dialogue.id, error.reason, error.detail)
             return
         except WriterFailed as error:
-            self._failures.append((dialogue.id, error))
-            if len(self._failures) >= _OUTAGE:
+            self._held.append((dialogue, roles, error))
+            if sum(failed is not None for *_, failed in self._held) >= _OUTAGE:
                 raise  # not committed: these are tried again
             return
-        self._told_failures()
+        if self._held and not made:
+            self._held.append((dialogue, roles, None))
+            return
+        self._take_held()
         self._write(dialogue, roles, {turn.number: turn for turn in made})
         self._took()
 
@@ -276,10 +283,15 @@ class _Writing:
         self.done.seconds = round(self.done.seconds + seconds, 4)
         return id
 
-    def _told_failures(self) -> None:
-        for id, error in self._failures:
-            self._set_aside(id, "no reply from the voice", str(error))
-        self._failures.clear()
+    def _take_held(self) -> None:
+        held, self._held = self._held, []
+        for dialogue, roles, error in held:
+            if error is None:
+                self._write(dialogue, roles, {})
+                self._took()
+            else:
+                reason = "judge failed" if isinstance(error, JudgeFailed) else "no reply from the voice"
+                self._set_aside(dialogue.id, reason, str(error))
 
     def _set_aside(self, id: str, reason: str, detail: str) -> None:
         self._rejects.add(id, reason, detail)
@@ -296,7 +308,7 @@ class _Writing:
         self._journal.commit(asdict(self.done))
 
     def finish(self) -> None:
-        self._told_failures()
+        self._take_held()
         self._commit()
         self._rejects.check(self.done.taken, at_end=True)
 
@@ -306,5 +318,7 @@ def _words(done: float, total: float, seconds: float) -> str:
 
 
 def _finish(part: Path, job: dict[str, Any], done: _Progress) -> None:
+    for torn in part.glob(f"{AUDIO}/*/.*.tmp"):  # waves that a kill has cut short; each was written again
+        torn.unlink()
     files = {name: [(part / name).stat().st_size, sha256_file(part / name)] for name in FILES}
     write_atomically(part / HEADER, sealed({"format": "most-speech-1", **asdict(done), "made_by": job, "files": files}))

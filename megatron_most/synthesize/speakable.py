@@ -56,10 +56,18 @@ _MONTHS = dict(zip("Jan Feb Mar Apr Jun Jul Aug Sept Sep Oct Nov Dec".split(),
     strict=True))  # fmt: skip
 _MONTH = re.compile(rf"\b({'|'.join(_MONTHS)})\.?(?=\s+\d)")
 _NUMBER_SIGN = re.compile(r"(?:#|\b[Nn]o\.|№)\s?(?=\d)")
+_BEFORE_FIGURE = [
+    (re.compile(r"(?<![\w~)])[~≈]\s?(?=[\d$£€])"), "about "),
+    (re.compile(r"(?:±|\+/-)\s?(?=\d)"), "plus or minus "),
+    (re.compile(r"(?<![\w)])≤(?=\d)"), "at most "),
+    (re.compile(r"(?<![\w)])≥(?=\d)"), "at least "),
+]
 _SPOKEN_SIGNS = [
+    (re.compile(r"\b([Aa]nd)/or\b"), r"\1 or"),
+    (re.compile(r"(?<=\w)\s*≈\s*"), " is about "),
     (re.compile(r"\s*&\s*"), " and "),
     (re.compile(r"(?<=\w)\s*\+\s*(?=\w)"), " plus "),
-    (re.compile(r"\s*(?:=|≈)\s*"), " equals "),
+    (re.compile(r"\s*=\s*"), " equals "),
     (re.compile(r"(?<=\w)\s*(?:×|\*)\s*(?=\w)"), " times "),
     (re.compile(r"(?<=\w)\s*÷\s*(?=\w)"), " divided by "),
     (re.compile(r"\s*(?:->|→|=>|⇒)\s*"), " to "),
@@ -73,7 +81,7 @@ _SPOKEN_SIGNS = [
 _PARENTHESES = re.compile(r"\s*[(\[{]\s*([^()\[\]{}]*?)\s*[)\]}]")
 _LEFT = re.compile(r"[^A-Za-zÀ-ÖØ-öø-ÿĀ-ſ'.,?!:;—\s-]")
 _UNSEEN = {"So", "Sk", "Mn", "Me", "Cn", "Co", "Cf"}
-_FIGURE_FIRST = re.compile(r"\W*\d")
+_FIGURE_FIRST = re.compile(r"\W*(?:(?:[Nn]o\.|USD|EUR|GBP)\s?)?\d")
 _INITIALS = re.compile(r"\b(?:[A-Z]\.){2,}")
 
 
@@ -90,6 +98,8 @@ def speakable(text: str, *, drop_code: bool = False) -> str:
     text = _BEFORE_NAME.sub(lambda found: _NAMED[found[1]] + " ", text)
     text = _ABBREVIATION.sub(_abbreviation, text)
     text = _NUMBER_SIGN.sub("number ", text)
+    for pattern, words in _BEFORE_FIGURE:
+        text = pattern.sub(words, text)
     for pattern, said in FIGURES:
         text = pattern.sub(said, text)
     for sign, word in _SPOKEN_SIGNS:

@@ -1,4 +1,5 @@
-"""Text to speech by whatever speaks: a command such as flite, or an OpenAI-compatible service. Pluggable by `Speaker`.
+"""Text to speech by whatever speaks, pluggable by `Speaker`: a command such as flite; a service (voice_endpoint.py); a
+model of ours, or of transformers (voice_models.py).
 
 A command is a list of words, never given to a shell; the text goes through a file, so no text can be an option. What
 fails for one text is a RowError; what cannot succeed for any (no such program, a wrong key) a DataError; a service that
@@ -7,69 +8,93 @@ does not answer is WriterFailed, as with the writer of the dialogues.
 
 from __future__ import annotations
 
-import json
-import random
 import shlex
 import shutil
 import subprocess
 import tempfile
-import threading
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
 import numpy as np
 
 from megatron_most.data.rejects import RowError
 from megatron_most.errors import DataError
 from megatron_most.runtime import printable
-from megatron_most.speech import AudioError, read_span
-from megatron_most.synthesize.endpoint import find_key
-from megatron_most.synthesize.http_post import Address, NoAnswer, post
-from megatron_most.synthesize.writer import WriterFailed
+from megatron_most.speech import AudioError, probe, read_span
+from megatron_most.synthesize.wer import most_seconds
 
 SAMPLE_RATE = 16000
-_SPEECH = "/audio/speech"
 
 
 @dataclass(frozen=True, kw_only=True)
 class VoiceOptions:
-    """What speaks."""
+    """What speaks: one of command, url, run and transformers."""
 
     command: str | None = None
     """A program with {text} (a file with the text), {wave} (the WAV file to write) and {voice} in its words:
     "flite -voice {voice} -f {text} -o {wave}"."""
     url: str | None = None
     """Or the base address of an OpenAI-compatible service, up to and with /v1."""
+    run: Path | None = None
+    """Or a model of ours that has learnt to speak: a run's folder, a step's or an exported one. --voices are the
+    speakers of its vocoder: 0 1 2."""
+    transformers: Path | None = None
+    """Or the local folder of a VITS or SpeechT5 model of transformers, in safetensors. --voices are the numbers of its
+    speakers; for SpeechT5 names in --voice.speakers."""
     model: str = "tts-1"
     """url: the model, as the service names it."""
     key_env: str | None = None
     """url: NAME of the environment variable with the key; not set = no key is sent."""
     timeout_s: float = 60.0
-    """For one turn."""
+    """command, url: for one turn."""
     tries: int = 5
     """url: as for --writer endpoint."""
     pause_s: float = 1.0
     max_pause_s: float = 60.0
+    vocoder: Path | None = None
+    """run: the folder of the vocoder for its units. transformers: of SpeechT5's HiFi-GAN."""
+    tokenizer: Path | None = None
+    """run: the tokenizer of its data; an exported folder has its own."""
+    templates: str | None = None
+    """run: by name or file; not set = those of its data."""
+    temperature: float = 0.0
+    """run: 0 = always the likeliest unit."""
+    speakers: Path | None = None
+    """transformers: a safetensors file with a vector for each voice, by name (SpeechT5)."""
+    device: Literal["auto", "cpu", "gpu"] = "auto"
+    """run, transformers: where the model is computed."""
+
+    def check(self) -> None:
+        given = [name for name in ("command", "url", "run", "transformers") if getattr(self, name)]
+        if len(given) != 1:
+            raise DataError(
+                "give one of --voice.command, --voice.url, --voice.run and --voice.transformers, no more and no less"
+            )
+        for name, least in (("timeout_s", 1e-3), ("tries", 1), ("pause_s", 0.0), ("max_pause_s", 0.0),
+                            ("temperature", 0.0)):  # fmt: skip
+            value = getattr(self, name)
+            if not least <= value < 1e9:
+                raise DataError(f"--voice.{name.replace('_', '-')} {value}: give {least:g} or more")
 
 
 class Speaker(Protocol):
-    """Says a text in a voice, as mono float32 at 16 kHz."""
+    """Says a text in a voice, as mono float32 at 16 kHz. Several threads call it."""
 
     @property
     def identity(self) -> dict[str, Any]: ...
+
+    def check_voices(self, voices: Sequence[str]) -> None:
+        """DataError for a voice that it is known not to have."""
 
     def say(self, text: str, voice: str) -> np.ndarray: ...
 
     def stop(self) -> None:
         """Nobody waits any more: end pauses at once."""
 
-
-def find_speaker(options: VoiceOptions) -> Speaker:
-    """The speaker that the options name."""
-    if bool(options.command) == bool(options.url):
-        raise DataError("give --voice.command, or --voice.url: the one or the other")
-    return CommandSpeaker(options) if options.command else EndpointSpeaker(options)
+    def told(self) -> str:
+        """What was used so far, in words; "" where nothing is paid for."""
 
 
 class CommandSpeaker:
@@ -91,8 +116,14 @@ class CommandSpeaker:
     def identity(self) -> dict[str, Any]:
         return {"speaker": "command", "words": self._words}
 
+    def check_voices(self, voices: Sequence[str]) -> None:
+        """The program knows them, and nobody else."""
+
     def stop(self) -> None:
         pass
+
+    def told(self) -> str:
+        return ""
 
     def say(self, text: str, voice: str) -> np.ndarray:
         with tempfile.TemporaryDirectory(prefix="most-voice-") as folder:
@@ -109,55 +140,10 @@ class CommandSpeaker:
             if done.returncode or not wave.exists():
                 told = printable(done.stderr.decode(errors="replace"), 160).strip()
                 raise RowError("voice failed", f"{words[0]} ended with {done.returncode}: {told or 'no wave'}")
-            return _read(wave)
-
-
-class EndpointSpeaker:
-    """Asks a service for each turn."""
-
-    def __init__(self, options: VoiceOptions) -> None:
-        self._options, self._address = options, Address.parse(options.url or "")
-        self._key, self._stopped = find_key(options.key_env, "--voice.key-env"), threading.Event()
-
-    @property
-    def identity(self) -> dict[str, Any]:
-        return {"speaker": "endpoint", "model": self._options.model}
-
-    def stop(self) -> None:
-        self._stopped.set()
-
-    def say(self, text: str, voice: str) -> np.ndarray:
-        request = {"model": self._options.model, "input": text, "voice": voice, "response_format": "wav"}
-        body, wrong = json.dumps(request, sort_keys=True).encode(), ""
-        for number in range(self._options.tries):
-            if self._stopped.is_set():
-                raise WriterFailed("stopped")
-            pause = None
             try:
-                answer = post(
-                    self._address, _SPEECH, body, self._key, timeout_s=self._options.timeout_s, most_bytes=64 << 20
-                )
-                if answer.status == 200:
-                    return self._decoded(answer.body)
-                wrong, pause = f"status {answer.status}", answer.retry_after
-                if answer.is_of_the_request:
-                    raise RowError("voice failed", wrong)
-                if not answer.may_pass:
-                    raise DataError(
-                        f"{self._address}{_SPEECH}: {wrong}; check --voice.url, --voice.key-env and the model"
-                    )
-            except (NoAnswer, AudioError) as error:
-                wrong = printable(str(error), 160)
-            if number + 1 < self._options.tries:
-                wait = self._options.pause_s * 2**number * random.uniform(0.5, 1.0) if pause is None else pause
-                self._stopped.wait(min(wait, self._options.max_pause_s))
-        raise WriterFailed(f"{self._address}: {wrong}, the last of {self._options.tries} tries")
-
-    def _decoded(self, body: bytes) -> np.ndarray:
-        with tempfile.TemporaryDirectory(prefix="most-voice-") as folder:
-            wave = Path(folder, "wave.wav")
-            wave.write_bytes(body)
-            return _read(wave, is_servers=True)
+                return read_wave(wave, text)
+            except AudioError as error:
+                raise RowError("voice failed", error.detail.replace(str(wave), "its wave")) from error
 
 
 def _filled(word: str, values: dict[str, str]) -> str:
@@ -166,11 +152,9 @@ def _filled(word: str, values: dict[str, str]) -> str:
     return word
 
 
-def _read(path: Path, is_servers: bool = False) -> np.ndarray:
-    """Its samples. A damaged answer of a service is an AudioError, worth another try; a program's is a RowError."""
-    try:
-        return read_span(path, 0.0, None, sample_rate=SAMPLE_RATE)
-    except AudioError as error:
-        if is_servers:
-            raise
-        raise RowError("voice failed", error.detail.replace(str(path), "its wave")) from error
+def read_wave(path: Path, text: str) -> np.ndarray:
+    """A voice's samples. RowError "wrong length" for one without end, which is not read; AudioError for no sound."""
+    seconds, most = probe(path).duration, most_seconds(text)
+    if seconds > most:
+        raise RowError("wrong length", f"{seconds:.0f} s, where {most:.0f} s is the most for {len(text.split())} words")
+    return read_span(path, 0.0, None, sample_rate=SAMPLE_RATE)

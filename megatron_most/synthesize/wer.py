@@ -24,10 +24,15 @@ def check_wave(wave: np.ndarray, text: str, sample_rate: int) -> None:
     if level < _SILENT:
         raise RowError("silence", f"level {level:.2g}")
     seconds, words = len(wave) / sample_rate, max(len(text.split()), 1)
-    if not words / _FASTEST <= seconds <= words / _SLOWEST + _SLACK_S:
+    if not words / _FASTEST <= seconds <= most_seconds(text):
         raise RowError("wrong length", f"{seconds:.2f} s for {words} words")
     if (flat := flatness(wave)) > _FLAT:
         raise RowError("noise", f"spectral flatness {flat:.2f}")
+
+
+def most_seconds(text: str) -> float:
+    """How long the slowest voice takes for a text."""
+    return max(len(text.split()), 1) / _SLOWEST + _SLACK_S
 
 
 def flatness(wave: np.ndarray) -> float:

@@ -28,6 +28,10 @@ class WriterFailed(Exception):
     """Tried as often as allowed, without a reply; says what came back the last time."""
 
 
+class JudgeFailed(WriterFailed):
+    """The judge of speech has broken down: it is not these waves that it cannot hear."""
+
+
 class Writer(Protocol):
     """A source of drafts."""
 

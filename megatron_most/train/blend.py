@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
+from dataclasses import fields, replace
+from fractions import Fraction
+from typing import Literal
 
 from megatron_most.config import Plan, TaskConfig
-from megatron_most.data import Blend, FrameOpener, Reader, TaskSpec, load_info, open_task
+from megatron_most.data import Blend, FrameAugment, FrameOpener, Reader, TaskSpec, load_info, open_task
 from megatron_most.data.tasks import TASKS
 from megatron_most.errors import ConfigError
 from megatron_most.runtime import Device
@@ -13,6 +15,8 @@ from megatron_most.train.frames import require_frames_fit
 
 FORGETTING = "forgetting"
 """The validation set of the gate of that name."""
+REAL = "-real"
+"""What the stream of a task's real speech is called after the task."""
 
 
 def open_reader(plan: Plan, *, device: Device | None = None, needs_features: bool = True) -> Reader:
@@ -22,17 +26,19 @@ def open_reader(plan: Plan, *, device: Device | None = None, needs_features: boo
     data, train = plan.config.data, plan.config.train
     named = {field.name: getattr(data, field.name) for field in fields(data)}
     tasks = {name.replace("_", "-"): task for name, task in named.items() if isinstance(task, TaskConfig)}
-    require_frames_fit(plan.config, {name: (*task.train, *task.valid) for name, task in tasks.items()})
+    require_frames_fit(plan.config, {name: (*task.train, *task.real, *task.valid) for name, task in tasks.items()})
     opener = FrameOpener(
         kept=data.frames, audio_roots=data.audio_roots, model=data.frames_model, device=device,
         needs_features=needs_features,
     )  # fmt: skip
-    blend = [_open(plan, name, task, task.train, task.weight, opener) for name, task in tasks.items() if task.weight]
+    augment = FrameAugment(data.augment, data.spec_augment)
+    weighed = {name: task for name, task in tasks.items() if task.weight}
+    blend = [spec for name, task in weighed.items() for spec in _streams(plan, name, task, opener, augment)]
     if not blend:
         raise ConfigError(
             "data", {}, "no task has a weight", "give one, as --data.asr.weight 1 --data.asr.train FOLDER"
         )
-    validation = [_open(plan, name, task, task.valid, 1.0, opener) for name, task in tasks.items() if task.valid]
+    validation = [_open(plan, name, "valid", task, opener) for name, task in tasks.items() if task.valid]
     if folders := plan.config.forgetting.valid:
         _require_task("forgetting.valid", folders, ("text-lm", "text-instruct"))
         validation.append(open_task(folders, plan.tokens, name=FORGETTING, weight=1.0, long_policy="split"))
@@ -60,10 +66,35 @@ def _require_task(field: str, folders: tuple[str, ...], wanted: tuple[str, ...])
             raise ConfigError(field, folder, f"its dataset.json says that it is of the task {task}", remedy)
 
 
+def _streams(plan: Plan, name: str, task: TaskConfig, opener: FrameOpener, augment: FrameAugment) -> list[TaskSpec]:
+    """Of a task: one, or one of its synthetic data and one of its real speech."""
+    weight, real = Fraction(str(task.weight)), Fraction(str(task.real_share))  # 0.4 as 2/5
+    synthetic = _open(plan, name, "train", task, opener, augment)
+    if not real:
+        return [synthetic]
+    replayed = _open(plan, name, "real", task, opener, augment)
+    return [
+        replace(synthetic, weight=weight * (1 - real)),
+        replace(replayed, weight=weight * real, name=name + REAL),
+    ]
+
+
 def _open(
-    plan: Plan, name: str, task: TaskConfig, folders: tuple[str, ...], weight: float, opener: FrameOpener
+    plan: Plan,
+    name: str,
+    part: Literal["train", "real", "valid"],
+    task: TaskConfig,
+    opener: FrameOpener,
+    augment: FrameAugment | None = None,
 ) -> TaskSpec:
-    part = "valid" if folders is task.valid else "train"
+    folders = getattr(task, part)
     _require_task(f"data.{name.replace('-', '_')}.{part}", folders, (name,))
-    policy = None if task.long == "default" else task.long
-    return open_task(folders, plan.tokens, name=name, weight=weight, long_policy=policy, features_of=opener)
+    return open_task(
+        folders,
+        plan.tokens,
+        name=name,
+        weight=task.weight if part != "valid" else 1.0,
+        long_policy=None if task.long == "default" else task.long,
+        features_of=opener,
+        augment=augment if augment is not None and augment.is_on else None,
+    )

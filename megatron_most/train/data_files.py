@@ -23,7 +23,8 @@ _log = get_logger(__name__)
 def made_of(config: RunConfig) -> MadeWith:
     """What made the data that training reads."""
     tasks = [getattr(config.data, field.name) for field in fields(config.data)]
-    return makers_of(folder for task in tasks if isinstance(task, TaskConfig) and task.weight for folder in task.train)
+    learnt = [task for task in tasks if isinstance(task, TaskConfig) and task.weight]
+    return makers_of(folder for task in learnt for folder in (*task.train, *task.real))
 
 
 def stamp(config: RunConfig) -> Stamps:
@@ -60,6 +61,6 @@ def _files(config: RunConfig) -> Iterator[tuple[str, Path, str]]:
     """(name, path, sha256 by its dataset)"""
     for field in fields(config.data):
         task = getattr(config.data, field.name)
-        for number, folder in enumerate(task.train if isinstance(task, TaskConfig) else ()):
+        for number, folder in enumerate((*task.train, *task.real) if isinstance(task, TaskConfig) else ()):
             for name, (_, sha256) in sorted(load_info(folder).files.items()):
                 yield f"{field.name}/{number}/{name}", Path(folder) / name, sha256

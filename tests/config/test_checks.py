@@ -311,7 +311,8 @@ def test_every_size_of_a_config_has_a_lower_bound() -> None:
     elsewhere = {  # checked where their meaning is, with cases above
         *(f"model.{name}" for name in ("kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim")),
         *("moe.top_k", "moe.expert_hidden_size", "moe.routing_groups", "moe.routing_groups_kept"),
-        *("engine.zero_stage", "train.seed"),
+        *("engine.zero_stage", "train.seed", "data.augment.seed", "data.spec_augment.seed", "data.augment.voices_most"),
+        *(f"data.spec_augment.{name}" for name in ("time_masks", "time_frames", "feature_masks")),
     }
     assert {name for name, hint in FIELDS.items() if hint in (int, int | None)} - bounded == elsewhere
 

@@ -26,7 +26,8 @@ from megatron_most.errors import ConfigError
 from tests.config.runs import leaves
 
 LARGE = ("most-16b", "most-3b-dense", "most-3b-upcycled", "no-shared", "vanilla-moe", "stage1-asr-tts",
-         "stage2-instruct", "most-c-16b", "stage1-most-c", "stage2-most-c")  # fmt: skip
+         "stage2-instruct", "most-c-16b", "stage1-most-c", "stage2-most-c", "stage2-most-c-augmented",
+         "stage1-vanilla-moe", "stage2-vanilla-moe", "stage1-no-shared", "stage2-no-shared")  # fmt: skip
 ONE_NODE = Facts(world_size=8, device="gpu", core_version=(0, 16))
 Write = Callable[..., Path]
 
@@ -80,7 +81,8 @@ def test_every_backbone_ships_large_mini_and_tiny_with_each_ablation() -> None:
         *(f"most-{size}-{kind}" for size in ("mini", "tiny") for kind in ("dense", "upcycled")),
         *(f"{kind}{size}" for kind in ("no-shared", "vanilla-moe") for size in ("", "-mini", "-tiny")),
         *("stage1-asr-tts", "stage2-instruct", "stage1-tiny", "stage2-tiny"),
-        *("most-c-16b", "most-c-tiny", "stage1-most-c", "stage2-most-c"),
+        *("most-c-16b", "most-c-tiny", "stage1-most-c", "stage2-most-c", "stage2-most-c-augmented"),
+        *(f"stage{n}-{kind}{size}" for n in (1, 2) for kind in ("no-shared", "vanilla-moe") for size in ("", "-tiny")),
     }
 
 
@@ -198,6 +200,53 @@ def test_ablations_have_as_many_active_parameters_per_token_as_what_they_are_com
     assert same == active and less < parameters(most, 1000)[0]
     assert parameters(vanilla, 1000) == parameters(most, 1000)
     assert len(vanilla.moe.groups) == 1 and len(most.moe.groups) == 2
+
+
+@pytest.mark.parametrize("kind", ["no-shared", "vanilla-moe"])
+@pytest.mark.parametrize("size", ["", "-tiny"])
+def test_a_phase_of_an_ablation_is_the_phase_with_its_experts_alone_changed(kind: str, size: str) -> None:
+    for number, phase in ((1, "asr-tts"), (2, "instruct")):
+        ours, of_phase = load_recipe(f"stage{number}-{kind}{size}"), f"stage{number}{size or '-' + phase}"
+        theirs, experts = load_recipe(of_phase), load_recipe(f"{kind}{size}").moe
+        assert dataclasses.replace(ours, moe=theirs.moe, name=theirs.name) == theirs
+        said = {"aux_coefficient": theirs.moe.aux_coefficient, "aux_loss": theirs.moe.aux_loss}  # by the phase
+        assert ours.moe == dataclasses.replace(experts, **said) != theirs.moe
+
+
+def test_augmentation_of_frames_is_the_default_set_without_what_changes_their_number() -> None:
+    ours, theirs = load_recipe("stage2-most-c-augmented"), load_recipe("stage2-most-c")
+    default = load_recipe("parts/augment").data.augment
+    assert dataclasses.replace(default, speed=0.0, tempo=0.0) == ours.data.augment and ours.data.augment.is_on
+    assert ours.data.spec_augment.is_on and not theirs.data.augment.is_on
+    off = dataclasses.replace(ours.data, augment=theirs.data.augment, spec_augment=theirs.data.spec_augment)
+    assert dataclasses.replace(ours, data=off, name=theirs.name) == theirs
+
+
+@pytest.mark.parametrize(
+    ("lines", "field"),
+    [
+        ("[data.augment]\nspeed = 0.1", "data.augment.speed"),
+        ("[data.augment]\ntempo = 0.1", "data.augment.tempo"),
+        ("[data.augment]\nnoise = 2.0", "data.augment.noise"),
+        ("[data.spec_augment]\ntime_masks = -1", "data.spec_augment.time_masks"),
+        ("[data.spec_augment]\nfeature_share = 0.9", "data.spec_augment.feature_share"),
+        ("[data.asr]\nreal_share = 0.5", "data.asr.real_share"),
+        ('[data.asr]\nreal = ["x"]', "data.asr.real_share"),
+        ('[data.asr]\nreal_share = 1.0\nreal = ["x"]', "data.asr.real_share"),
+    ],
+)
+def test_what_augmentation_and_replay_cannot_be_is_refused_by_field(lines: str, field: str, write: Write) -> None:
+    config = load_recipe(write(f'extends = "stage1-most-c"\n{lines}'))
+    with pytest.raises(ConfigError) as caught:
+        build(with_data(config), ONE_NODE)
+    assert caught.value.field == field
+
+
+def test_augmentation_in_training_is_for_models_that_hear(write: Write) -> None:
+    config = load_recipe(write('extends = "most-tiny"\n[data.spec_augment]\ntime_masks = 1'))
+    with pytest.raises(ConfigError, match="is about continuous features, and model.wave_size is 0") as caught:
+        build(config, Facts(world_size=1, device="cpu", core_version=(0, 16)))
+    assert caught.value.field == "data.spec_augment"
 
 
 @pytest.mark.parametrize("size", ["3b", "mini", "tiny"])

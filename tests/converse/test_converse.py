@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import contextlib
 import io
+import json
+import os
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 import soundfile
 
-from megatron_most.converse import Talker, open_any, run_generate
+from megatron_most.converse import Talker, open_any, open_ears, run_generate
 from megatron_most.convert import run_convert_ckpt
 from megatron_most.data import MadeWith
 from megatron_most.errors import MostError
 from megatron_most.generate import Settings
 from megatron_most.runtime import Launch
 from megatron_most.speech import load_codec
-from megatron_most.speech.vocoder import load_vocoder
+from megatron_most.speech.vocoder_files import load_vocoder
 from tests.data_files import make_codec, sound
 from tests.harness import launch_ranks
 from tests.phases import recipe, run
@@ -72,6 +76,9 @@ def test_text_in_speech_out(made: Path, tmp_path: Path) -> None:
     assert code == 0 and rate == 16000 and len(wave) >= 0.04 * rate * units.count("[Hu") and np.abs(wave).max() > 0.01
     code, text = said(made, *words, "--vocoder", str(made / "other vocoder"), "--out", str(tmp_path / "x.wav"))
     assert code == 2 and "codec eeeeeeeeeeee" in text and not (tmp_path / "x.wav").exists()
+    nobody = [*words, "--model", str(tmp_path / "nobody"), "--vocoder", str(made / "vocoder")]  # before it is opened
+    assert "written as .wav or .flac" in said(made, *nobody, "--out", "x.mp3")[1]
+    assert "speaker 7: no such voice" in said(made, *nobody, "--out", "x.wav", "--speaker", "7")[1]
 
 
 def test_what_does_not_belong_to_the_model_is_refused(made: Path, tmp_path: Path) -> None:
@@ -83,9 +90,9 @@ def test_what_does_not_belong_to_the_model_is_refused(made: Path, tmp_path: Path
     (tmp_path / "t" / "tokenizer.json").write_text(definition + "\n")
     refusals = [
         ([*own[:2], "--audio", wave], "a codec is needed to hear it"),
-        (["--prompt", "hello"], "holds no tokenizer; give the one of its data"),
+        (["--prompt", "hello"], "holds no tokenizer; give that of its data"),
         (["--tokenizer", str(tmp_path / "t"), "--prompt", "hello"], "has learnt text of"),
-        ([*own, "--prompt", "hello", "--templates", "release"], "are not as the model has learnt them"),
+        ([*own, "--prompt", "hello", "--templates", "release"], "give --trust-templates to ask in other words"),
         ([*own], "nothing to answer"),
         ([*own, "--prompt", "x", "--out", "x.wav"], "speech needs --out and --vocoder"),
         ([*own, "--prompt", "x", "--audio", wave, "--task", "asr"], "task asr takes speech and no text"),
@@ -96,26 +103,34 @@ def test_what_does_not_belong_to_the_model_is_refused(made: Path, tmp_path: Path
         assert code == 2 and message in text, (words, text)
 
 
+def test_other_templates_are_taken_where_that_is_asked_for(made: Path) -> None:
+    other = ["--templates", "release", "--trust-templates"]
+    code, text = said(made, *its_own(made), "--prompt", "hello", "--mode", "text-only", *other)
+    assert code == 0 and text.strip(), text
+
+
 def sounds(folder: Path) -> dict[str, str]:
     """Files that cannot be heard, and why."""
     soundfile.write(folder / "empty.wav", np.zeros(0, np.float32), 16000)
     soundfile.write(folder / "click.wav", np.zeros(20, np.float32), 16000)
     soundfile.write(folder / "hour.wav", sound(400, 3, rate=8000), 8000)
+    soundfile.write(folder / "hours.flac", np.zeros(7200 * 8000, np.int16), 8000)
     (folder / "broken.wav").write_bytes(b"RIFF" + bytes(40))
     names = {"empty.wav": "no samples", "click.wav": "the codec needs", "hour.wav": "positions; cut it"}
+    names |= {"hours.flac": "7200 s; at most 600 s are heard at once"}
     return {**names, "broken.wav": "cannot be heard", "missing.wav": "cannot be heard"}
 
 
 def talk(launch: Launch, root: Path, folder: Path) -> int:
     codec = load_codec(root / "data" / "codec")
     with open_any(root / "run", launch=launch) as opened:
-        talker = Talker(opened, tokenizer=root / "data" / "tokenizer", codec=codec)
+        talker = Talker(opened, tokenizer=root / "data" / "tokenizer", ears=open_ears(opened, codec))
         for name, message in sounds(folder).items():
             with pytest.raises(MostError, match=message):
                 talker.hear(folder / name)
         units = talker.hear(root / "hello.wav")
         assert 5 < len(units) < 60
-        prompts = [talker.prompt("asr", units=units), talker.prompt("chat", "why?", units)]
+        prompts = [talker.prompt("asr", heard=units), talker.prompt("chat", "why?", units)]
         prompts += [talker.prompt("tts", "the fox"), talker.prompt("plain", "the fox")]
         settings = [Settings(max_new_tokens=9, mode=mode) for mode in ("text-only", "free", "audio-only", "free")]
         asr, chat, tts, plain = talker.answer(prompts, settings)
@@ -149,12 +164,19 @@ def test_the_checkpoint_knows_what_its_data_was_made_with(made: Path) -> None:
     assert MadeWith.load(made / "text" / "checkpoints" / "step-00000001" / "made_with.json").codec == known.codec
 
 
-def guide_commands() -> list[list[str]]:
-    """Of docs/generation.md, those of one process."""
-    page = (Path(__file__).resolve().parents[2] / "docs" / "generation.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def all_commands() -> list[list[str]]:
+    """Of docs/generation.md."""
+    page = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
     [block] = re.findall(r"```bash\n(.*?)```", page, re.S)
-    commands = [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
-    of_one = [words for words in commands if words[0] == ".venv/bin/python"]
+    return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
+
+
+def guide_commands() -> list[list[str]]:
+    """Those of one process."""
+    of_one = [words for words in all_commands() if words[0] == ".venv/bin/python"]
     assert len(of_one) == 3 and all(words[1] == "tools/generate.py" for words in of_one)
     return [words[2:] for words in of_one]
 
@@ -182,3 +204,44 @@ def test_the_commands_of_the_guide_run(made: Path, tmp_path: Path, monkeypatch: 
     for words in guide_commands():
         assert launch_ranks(follow, 1, words) == [0], words
     assert soundfile.info("morning.wav").frames > 0
+
+
+@pytest.mark.slow
+def test_the_command_of_two_processes_says_what_one_does(made: Path, tmp_path: Path) -> None:
+    """torch's own launcher imports everything in each of them."""
+    [words] = [words[1:] for words in all_commands() if words[0] == ".venv/bin/torchrun"]
+    (tmp_path / "runs").mkdir()
+    for name, target in {"runs/stage1": "run", "DATA": "data"}.items():
+        (tmp_path / name).symlink_to(made / target)
+    words = [str(ROOT / word) if word == "tools/generate.py" else word for word in words]
+    command = [sys.executable, "-m", "torch.distributed.run", *words, "--max-new-tokens", "12"]
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    found = subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300, stdout=subprocess.PIPE)
+    alone = said(made, "--tokenizer", str(made / "data" / "tokenizer"), "--prompt", "Hello.")
+    assert alone == (0, found.stdout.decode()) and alone[1].strip()
+
+
+def test_the_routing_of_an_exchange_keeps_each_tag_to_its_own_experts(made: Path) -> None:
+    out = made / "routing.json"
+    code, text = said(made, *its_own(made), "--audio", str(made / "hello.wav"), "--routing", str(out))
+    assert code == 0
+    found = json.loads(out.read_text())
+    assert found["layers"] and len(found["experts"]) == len(found["layers"])
+    assert {token["tag"] for token in found["tokens"]} == {"text", "audio"}
+    assert any(token["says"].startswith("[Hu") for token in found["tokens"])
+    answer = "".join(token["says"] for token in found["tokens"] if token["tag"] == "text")
+    assert text.strip() in answer or not text.strip()
+    for layer in found["experts"]:
+        assert len(layer) == len(found["tokens"])
+        for token, experts in zip(found["tokens"], layer, strict=True):
+            assert len(experts) == 2 and set(experts) <= set(found["groups"][token["tag"]])
+        assert len({tuple(experts) for experts in layer}) > 2  # a choice, not the same for all
+
+
+def test_routing_is_refused_where_nobody_can_tell(made: Path, tmp_path: Path) -> None:
+    words = ["--source", str(made / "run"), "--out", str(tmp_path / "hf"), "--no-gate"]
+    tokenizer = ["--tokenizer", str(made / "data" / "tokenizer")]
+    assert launch_ranks(lambda launch: run_convert_ckpt(["export", *words, *tokenizer]) or 0, 1) == [0]
+    wave = ["--audio", str(made / "hello.wav"), "--routing", str(tmp_path / "routing.json")]
+    code, text = said(made, *its_own(made), *wave, "--model", str(tmp_path / "hf"))
+    assert code == 2 and "only a checkpoint of ours" in text and not (tmp_path / "routing.json").exists()

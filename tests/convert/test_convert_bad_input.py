@@ -7,8 +7,6 @@ import os
 import pickle
 import shutil
 import signal
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +31,7 @@ from tests.convert.damage import (
     stop_at,
 )
 from tests.convert.folders import change_config, into_ours, make
+from tests.programs import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -314,8 +313,8 @@ def test_a_full_disk_is_one_clear_error_and_it_goes_on_when_there_is_room(
 
 
 def test_the_command_ends_with_code_2_and_one_line(tmp_path: Path) -> None:
-    command = [sys.executable, str(ROOT / "tools" / "convert_ckpt.py"), "import", "--source", str(tmp_path / "none")]
-    done = subprocess.run([*command, "--out", str(tmp_path / "out")], capture_output=True, text=True, cwd=ROOT)
+    tool = ROOT / "tools" / "convert_ckpt.py"
+    done = run_program(tool, "import", "--source", tmp_path / "none", "--out", tmp_path / "out", cwd=ROOT)
     assert done.returncode == 2 and done.stdout == ""
     assert (
         done.stderr.count("\n") == 1 and done.stderr.startswith("convert_ckpt.py: ") and "no such folder" in done.stderr

@@ -54,8 +54,9 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "no shared experts": ("no-shared-tiny", {}),
     "no modalities": ("vanilla-moe-tiny", {}),
     "grouped queries (Llama)": ("most-tiny-upcycled", {}),
-    "dense layers here and there": ("most-tiny", {"moe.dense_layers": [1, 3]}),
+    "dense layers here and there": ("most-tiny", {"model.num_layers": 4, "moe.dense_layers": [1, 3]}),
 }  # fmt: skip
+VARIANTS = {name: (recipe, {"model.num_layers": 2, **changes}) for name, (recipe, changes) in VARIANTS.items()}
 
 
 def batch_of(recipe: str, changes: dict[str, Any]) -> PackedBatch:

@@ -11,8 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_most.convert import inspect, open_ours, run_convert_ckpt
-from megatron_most.convert.importer import ImportOptions
+from megatron_most.convert import ImportOptions, inspect, open_ours, run_convert_ckpt
 from megatron_most.convert.partitioned import FILE, PAGE
 from tests.convert.most_twins import apart
 from tests.data_files import make_tokenizer

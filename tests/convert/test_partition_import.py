@@ -19,8 +19,9 @@ from megatron_most.convert.hf_folder import HfFolder
 from megatron_most.convert.hf_layers import HfModel
 from megatron_most.convert.layerwise import LayerOutput, run_layers
 from megatron_most.convert.look import verify
+from megatron_most.convert.options import PartitionOptions
 from megatron_most.convert.partition import ours_by_theirs
-from megatron_most.convert.partitioned import FILE, PAGE, PartitionOptions, experts_in
+from megatron_most.convert.partitioned import FILE, PAGE, experts_in
 from megatron_most.convert.prompts import random_prompts
 from megatron_most.convert.readers import as_base, read_files
 from megatron_most.convert.tables import link

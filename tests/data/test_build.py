@@ -12,7 +12,8 @@ import pytest
 import soundfile
 
 from megatron_most.data import stats
-from megatron_most.data.build import BuildInputs, BuildOptions, build
+from megatron_most.data.build import build
+from megatron_most.data.build_inputs import BuildInputs, BuildOptions
 from megatron_most.data.dataset import open_dataset
 from megatron_most.data.extract import ExtractOptions, extract_units
 from megatron_most.data.indexed import IndexedDocuments

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from markdown_it import MarkdownIt
 
 from megatron_most.data.card import write_card
-from megatron_most.data.dataset import DatasetInfo, Source
+from megatron_most.data.dataset_info import DatasetInfo, Source
 from megatron_most.data.tasks import TASKS
 from megatron_most.data.tokenizer import TokenizerIdentity
 from megatron_most.speech import CodecIdentity

@@ -80,6 +80,20 @@ def test_parts_of_every_kind_are_kept_in_order_on_either_side(tmp_path: Path) ->
     assert [row.turns[1].parts for row in rows] == [("yes",)] * len(GOOD) + wanted
 
 
+def test_an_answer_marked_as_interrupted_is_kept_and_not_learnt(tmp_path: Path) -> None:
+    marks = [True, False, None, 1]
+    dialogues = [[*said("Hi"), *said("Stop.")] for _ in marks]
+    for messages, mark in zip(dialogues, marks, strict=True):
+        messages[1]["interrupted"] = mark
+    rows, rejects = read(tmp_path, listed(tmp_path, dialogues))
+    assert [[turn.is_trained for turn in row.turns] for row in rows] == [
+        [True, False, True, True],
+        [True] * 4,
+        [True] * 4,
+    ]
+    assert rejects == [("own-talk-4", "malformed row", "message 2: interrupted = 1; it is true or false")]
+
+
 def test_whatever_else_a_part_may_be_is_a_reject_with_row_message_and_part(tmp_path: Path) -> None:
     rows, rejects = read(tmp_path, listed(tmp_path, [said("good"), *(said(bad) for bad, *_ in BAD)]), num_units=16)
     assert [row.turns[0].parts for row in rows] == [("good",)]

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_most.data.dataset import DatasetInfo, dtype_for, load_info, open_dataset
+from megatron_most.data.dataset import dtype_for, load_info, open_dataset
+from megatron_most.data.dataset_info import DatasetInfo
 from megatron_most.data.document import DocumentRuns, Run
 from megatron_most.data.verify import find_problems, verify
 from megatron_most.errors import DataError

@@ -87,7 +87,7 @@ def test_two_processes_never_fit_into_one_folder(
     step = STEPS[name][0]
 
     def body() -> None:
-        setattr(*STUCK[name], lambda *anything: time.sleep(60))
+        setattr(*STUCK[name], lambda *anything, **more: time.sleep(60))
         step(corpus, tmp_path / "out")
 
     process = FORK.Process(target=body)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import shutil
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import pytest
 import soundfile
 
 from megatron_most.data import Blend, FrameOpener, Reader, load_info, open_task, run_prepare_data
-from megatron_most.data.build import BuildOptions, build
+from megatron_most.data.build import build
+from megatron_most.data.build_inputs import BuildOptions
 from megatron_most.data.dataset import open_dataset
-from megatron_most.data.frame_files import FEATURES, keep_frames, open_kept
+from megatron_most.data.frame_files import FEATURES, _hear, keep_frames, open_kept
 from megatron_most.data.manifest import Manifest, open_manifest
 from megatron_most.data.manifest_writer import ManifestWriter
 from megatron_most.data.merge import merge
@@ -112,12 +114,19 @@ def test_keeping_frames_killed_again_and_again_leaves_the_same_bytes(
     corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("megatron_most.data.frame_files._AT_ONCE", 1)
-    source = open_frames(FrameSettings(stack=2))
+    source, pause_s = open_frames(FrameSettings(stack=2)), 0.0
+
+    def hear(*of: Any) -> np.ndarray:
+        time.sleep(pause_s)
+        return _hear(*of)
+
+    monkeypatch.setattr("megatron_most.data.frame_files._hear", hear)
 
     def keep(out: Path) -> None:
         keep_frames(corpus.dataset, source, out, (0, 1), [corpus.audio])
 
     keep(tmp_path / "unbroken")
+    pause_s = 0.1  # between two of its entries the job lives longer than it is let live after the first
     assert kill_often(lambda: keep(tmp_path / "killed"), tmp_path / "killed", seed=3, kills=8) >= 4
     assert content(tmp_path / "killed") == content(tmp_path / "unbroken")
 

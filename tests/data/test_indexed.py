@@ -15,15 +15,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_most.data.document import DocumentRuns, Run
-from megatron_most.data.indexed import (
-    IndexedDocuments,
-    encode_documents,
-    is_trained_mode,
-    join_indexes,
-    mode_of,
-    tag_of_mode,
-    write_index,
-)
+from megatron_most.data.index_writer import encode_documents, join_indexes, write_index
+from megatron_most.data.indexed import IndexedDocuments, is_trained_mode, mode_of, tag_of_mode
 from megatron_most.errors import DataError
 from tests.datasets import random_documents
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -17,14 +18,16 @@ CODEC = CodecIdentity("mfcc", "a" * 64, 16, 16000, 0.04)
 TOKENIZER = TokenizerIdentity("hf", "b" * 64, 300)
 WHOLE = MadeWith(CODEC, TOKENIZER, (("chat", "c" * 64),))
 FRAMES = MfccFrames().identity
+WORDED = replace(WHOLE, wordings=((hashlib.sha256(b"{}").hexdigest(), "{}"),))
 
 
 def test_it_is_read_as_it_was_written_and_nothing_else_is(tmp_path: Path) -> None:
     path = tmp_path / "made_with.json"
-    for made in (WHOLE, MadeWith(), replace(WHOLE, frames=FRAMES)):
+    for made in (WHOLE, MadeWith(), replace(WHOLE, frames=FRAMES), WORDED):
         path.write_text(made.to_json())
         assert MadeWith.load(path) == made
-    for damage in ("", "[]", "{}", WHOLE.to_json().replace("16000", "16e3"), WHOLE.to_json().replace("codec", "codek")):
+    for damage in ("", "[]", "{}", WHOLE.to_json().replace("16000", "16e3"), WHOLE.to_json().replace("codec", "codek"),
+                   WORDED.to_json().replace(': "{}"', ': "[]"')):  # fmt: skip
         path.write_text(damage)
         with pytest.raises(DataError, match="cannot be read as what data was made with"):
             MadeWith.load(path)
@@ -37,6 +40,7 @@ def test_a_later_phase_adds_to_what_is_known() -> None:
     heard = both.then(MadeWith(frames=FRAMES), "phase 3")
     assert heard == replace(both, frames=FRAMES) and heard.then(WHOLE, "phase 4").frames == FRAMES
     assert "frames" not in both.to_json()  # checkpoints of units are as they were
+    assert both.then(WORDED, "phase 3").then(WHOLE, "phase 4").wordings == WORDED.wordings
     assert MadeWith().then(WHOLE, "phase 1") == WHOLE and WHOLE.then(WHOLE, "again") == WHOLE
 
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from megatron_most.data.dataset import open_dataset
 from megatron_most.data.unit_set import open_units
+from tests.programs import run_program
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "real_speech" / "prepare.py"
 SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
@@ -17,8 +16,7 @@ SOUNDS = Path("/usr/share/asterisk/sounds/en_US_f_Allison")
 
 @pytest.mark.skipif(not SOUNDS.is_dir(), reason="apt install asterisk-core-sounds-en asterisk-core-sounds-en-g722")
 def test_debians_prompts_become_verified_datasets_in_one_command(tmp_path: Path) -> None:
-    command = [sys.executable, str(EXAMPLE), "--out", str(tmp_path), "--num-units", "100", "--tasks", "asr"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=250)
+    done = run_program(EXAMPLE, "--out", tmp_path, "--num-units", "100", "--tasks", "asr")
     assert done.returncode == 0, done.stderr[-3000:]
     units = open_units(tmp_path / "units")
     assert units.seconds > 1400 and units.shards[0].header.utterances > 550

@@ -16,10 +16,11 @@ import pytest
 import soundfile
 
 from megatron_most.data import indexed, stats
-from megatron_most.data.dataset import DatasetInfo, load_info
+from megatron_most.data.dataset import load_info
+from megatron_most.data.dataset_info import DatasetInfo
 from megatron_most.data.document import DocumentRuns, Run
 from megatron_most.data.extract import ExtractOptions, extract_units
-from megatron_most.data.indexed import write_index
+from megatron_most.data.index_writer import write_index
 from megatron_most.data.manifest import Manifest, open_manifest
 from megatron_most.data.manifest_writer import ManifestWriter
 from megatron_most.data.stats import LONG, PERCENTILES, DatasetStats, as_text, count, count_speakers, percent, short

@@ -146,6 +146,23 @@ def test_a_chat_trains_on_the_assistants_turns_alone() -> None:
     assert one("speech-instruct", row, context(units_of=known.get)) == expected
 
 
+def test_an_answer_that_was_cut_off_is_context_alone() -> None:
+    row = chat(("user", "Hi"), ("assistant", (3,)), ("user", "Stop."), ("assistant", "Yes."))
+    said, cut, stop, yes = row.turns
+    found = one(
+        "speech-instruct",
+        ChatRow(id=row.id, turns=(said, dataclasses.replace(cut, is_trained=False), stop, yes)),
+        context(),
+    )
+    assert found == [
+        ([BOS, *ids_of("User: Hi\n\nAssistant:")], TEXT, NOT),
+        ([BEGIN, UNIT + 3, END], AUDIO, NOT),
+        ([EOS, *ids_of("User: Stop.\n\nAssistant:")], TEXT, NOT),  # no end is learnt where nobody would end
+        ([*ids_of(" Yes."), EOS], TEXT, YES),
+    ]
+    assert [is_trained for *_, is_trained in one("speech-instruct", row, context())].count(YES) == 3
+
+
 def test_generation_from_the_prompt_sees_the_ids_of_training() -> None:
     """Text is never joined across the prompt's end, where a tokenizer might merge it."""
     row = chat(("user", "Hi"), ("assistant", "there"))
@@ -225,6 +242,8 @@ def turns(*roles: str) -> ChatRow:
         ("text-instruct", chat(("user", " "), ("assistant", "Hi")), "missing text"),
         ("text-instruct", chat(("user", "Hi"), ("assistant", "")), "missing text"),
         ("text-instruct", chat(("user", "Hi"), ("assistant", (1, 2))), "speech in a text task"),
+        ("text-instruct", ChatRow(id="c", turns=(Turn(role="user", parts=("Hi",)),
+         Turn(role="assistant", parts=("It is",), is_trained=False))), "nothing to learn"),
         ("speech-instruct", turns("user", "assistant"), "no speech"),
         ("speech-instruct", chat(("user", SpeechPart("gone")), ("assistant", "Hi")), "no units"),
         ("speech-instruct", chat(("system", (1,)), ("user", "Hi"), ("assistant", "Hi")), "speech in a system turn"),

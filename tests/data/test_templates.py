@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -27,7 +28,7 @@ AUDIO_IDS = np.array([40, 41], np.int32)
 
 
 def test_the_shipped_templates_open_and_begin_with_the_releases_sentences() -> None:
-    assert set(template_names()) == {"chat", "release"}
+    assert set(template_names()) == {"chat", "release", "varied"}
     for name in template_names():
         templates = load_templates(name)
         assert templates.name == name and set(templates.instructions) == set(INSTRUCTED)
@@ -36,6 +37,11 @@ def test_the_shipped_templates_open_and_begin_with_the_releases_sentences() -> N
     release, chat = load_templates("release"), load_templates("chat")
     assert all(len(listed) == 1 for listed in release.instructions.values())
     assert all(len(listed) > 4 for listed in chat.instructions.values())
+    varied = load_templates("varied")
+    assert (varied.begin, varied.system, varied.prompt) == (chat.begin, chat.system, chat.prompt)
+    assert varied.response == chat.response
+    for task, listed in varied.instructions.items():
+        assert len(listed) >= 3 * len(chat.instructions[task]) and set(chat.instructions[task]) < set(listed)
     bos, eos = Slot("bos"), Slot("eos")
     assert (release.begin, release.system) == ((), None)
     assert release.prompt == (bos, Slot("input"), eos, "\n\nOutput: ")
@@ -138,3 +144,13 @@ def test_blanks_before_an_audio_output_are_dropped_and_other_blanks_stay() -> No
     assert contents(join(fill(chat.response, ("a", AUDIO_IDS), TOKENS, True), True))[0] == " a"
     parts = join(fill(release.prompt, (AUDIO_IDS,), TOKENS, False), False)
     assert contents(parts) == [[TOKENS.bos_id], [40, 41], [TOKENS.eos_id], "\n\nOutput: "]
+
+
+def test_another_seed_words_the_same_documents_otherwise_and_the_first_as_ever() -> None:
+    varied = load_templates("varied")
+    ids = [f"asr/{n}" for n in range(400)]
+    first = [varied.instruction("asr", id) for id in ids]
+    assert first == [varied.instructions["asr"][draw(24, "varied", "asr", id)] for id in ids]
+    second = [dataclasses.replace(varied, seed=1).instruction("asr", id) for id in ids]
+    assert set(first) == set(second) == set(varied.instructions["asr"])
+    assert sum(a == b for a, b in zip(first, second, strict=True)) < 40  # one in 24 by chance

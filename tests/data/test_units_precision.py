@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 
 from megatron_most.data.blend import open_task
-from megatron_most.data.build import BuildInputs, BuildOptions, build
+from megatron_most.data.build import build
+from megatron_most.data.build_inputs import BuildInputs, BuildOptions
 from megatron_most.data.commands import run_prepare_data
 from megatron_most.data.manifest import open_manifest
 from megatron_most.data.templates import load_templates

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 
 from megatron_most.data import commands
-from megatron_most.data.build import BuildInputs, BuildOptions, build
+from megatron_most.data.build import build
+from megatron_most.data.build_inputs import BuildInputs, BuildOptions
 from megatron_most.data.commands import run_prepare_data
 from megatron_most.data.dataset import load_info, open_dataset
 from megatron_most.data.extract import ExtractOptions, extract_units

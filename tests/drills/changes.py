@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import shutil
 
+from megatron_most.config import resume
 from megatron_most.data import Position, Reader, ReaderState
 from megatron_most.runtime import sha256_file
-from megatron_most.train import data_files, resume
+from megatron_most.train import data_files
 from tests.datasets import sign_again
 from tests.drills.bench import STOPPED, Bench, Drill, Outcome, Run, injected, require
 from tests.drills.child import Child, replace_everywhere
@@ -69,7 +70,7 @@ def change_a_field(bench: Bench) -> Outcome:
 
 
 def any_recipe_will_do(child: Child) -> None:
-    replace_everywhere(resume.require_same_run, lambda stored, config: None)
+    replace_everywhere(resume.require_same_run, lambda stored, config, taken: None)
 
 
 def refusal(run: Run, *words: str, **changes: object) -> str:

@@ -14,7 +14,7 @@ from tests.drills.bench import EVERY, STEPS, Bench, Drill, Outcome, injected, on
 from tests.drills.child import Child
 
 LIMIT_S = 3.0
-ALLOWED_S = 8.0  # beyond the limit: starting, the steps before, beats and looks, and the leaving
+ALLOWED_S = 60.0  # beyond the limit, on a busy machine: starting, the steps before, beats and looks, and the leaving
 HUNG_IN = EVERY + 1
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -13,12 +14,14 @@ import torch
 from megatron_most.config import load_recipe, replace
 from megatron_most.data import PackedBatch, synthetic_batch
 from megatron_most.engine import PlainEngine, make_plan, open_groups
+from megatron_most.errors import MostError
 from megatron_most.model import build_model
 from megatron_most.runtime import Ranks
 from megatron_most.vocab import AUDIO, tiny_token_map
 from tests.harness import RanksFailed, run_ranks
 
-CHANGES = {"model.wave_size": 6, "layout.expert": 2}
+TWO_LAYERS = {"model.num_layers": 2}
+CHANGES = {**TWO_LAYERS, "model.wave_size": 6, "layout.expert": 2}
 
 
 def put(field: str, value: float, position: tuple[int, ...] = (0, 5)) -> Callable[[PackedBatch], PackedBatch]:
@@ -87,16 +90,24 @@ BAD: dict[str, tuple[Callable[[PackedBatch], PackedBatch], str]] = {
 }
 
 
+@pytest.fixture(scope="module")
+def said() -> list[dict[str, tuple[str, str, bool]]]:
+    """What each rank said of each bad batch, one after the other: an error that all share leaves them together."""
+    return run_ranks(step_with_bad_batches_on_rank_1, 2)
+
+
 @pytest.mark.parametrize("name", BAD)
-def test_a_bad_batch_of_one_rank_is_the_same_error_on_every_rank(name: str) -> None:
-    with pytest.raises(RanksFailed) as failed:
-        run_ranks(step_with_a_bad_batch_on_rank_1, 2, name, timeout=60)
-    errors = {(outcome.error, outcome.message) for outcome in failed.value.outcomes}
-    assert len(errors) == 1, errors
-    error, message = errors.pop()
+def test_a_bad_batch_of_one_rank_is_the_same_error_on_every_rank(name: str, said: list[Any]) -> None:
+    (error, message, has_learnt), other = (rank[name] for rank in said)
+    assert other == (error, message, has_learnt) and not has_learnt
     assert error == ("LayoutError" if name == "another row length" else "DataError")
     assert message.startswith("rank 1: ") and BAD[name][1] in message
-    assert not any(outcome.hung for outcome in failed.value.outcomes)
+
+
+def test_a_bad_batch_of_one_rank_ends_both() -> None:
+    with pytest.raises(RanksFailed) as failed:
+        run_ranks(end_with_a_bad_batch_on_rank_1, 2, timeout=60)
+    assert [(outcome.error, outcome.hung) for outcome in failed.value.outcomes] == [("DataError", False)] * 2
 
 
 def test_ranks_with_different_numbers_of_micro_batches_are_all_refused() -> None:
@@ -115,14 +126,16 @@ def test_ranks_that_share_a_sequence_must_hold_the_same_rows(layout: str) -> Non
 
 
 def step_with_other_rows_on_rank_1(ranks: Ranks, layout: str) -> None:
-    plan = make_plan(replace(load_recipe("most-tiny"), {f"layout.{layout}": 2}), ranks.world_size, ranks.device)
+    plan = make_plan(
+        replace(load_recipe("most-tiny"), {f"layout.{layout}": 2, **TWO_LAYERS}), ranks.world_size, ranks.device
+    )
     with open_groups(plan, ranks) as session:
         engine = PlainEngine(build_model(plan, session.groups), plan, session.groups)
         engine.step([synthetic_batch(plan.tokens, ["mixed"], 32, seed=0, first=ranks.rank)], 1e-3)
 
 
 def step_with_more_micro_batches_on_rank_1(ranks: Ranks) -> None:
-    plan = make_plan(load_recipe("most-tiny"), ranks.world_size, ranks.device)
+    plan = make_plan(replace(load_recipe("most-tiny"), TWO_LAYERS), ranks.world_size, ranks.device)
     with open_groups(plan, ranks) as session:
         engine = PlainEngine(build_model(plan, session.groups), plan, session.groups)
         engine.step([synthetic_batch(plan.tokens, ["mixed"], 32, seed=0, first=0)] * (1 + ranks.rank), 1e-3)
@@ -141,13 +154,25 @@ def losses_with_and_without_features(ranks: Ranks) -> tuple[float, float]:
         return float(engine.evaluate([with_wave(batch)]).mean), float(engine.evaluate([batch]).mean)
 
 
-def step_with_a_bad_batch_on_rank_1(ranks: Ranks, name: str) -> None:
+def step_with_bad_batches_on_rank_1(ranks: Ranks) -> dict[str, tuple[str, str, bool]]:
     plan = make_plan(replace(load_recipe("most-tiny"), CHANGES), ranks.world_size, ranks.device)
     with open_groups(plan, ranks) as session:
         engine = PlainEngine(build_model(plan, session.groups), plan, session.groups)
         before = [weight.clone() for weight in engine.weights]
+        batch, said = synthetic_batch(plan.tokens, ["mixed"], 32, seed=0, first=0), {}
+        for name, (spoil, _) in BAD.items():
+            with pytest.raises(MostError) as caught:
+                engine.step([spoil(batch) if ranks.rank == 1 else batch], 1e-3)
+            has_learnt = not all(torch.equal(a, b) for a, b in zip(before, engine.weights, strict=True))
+            said[name] = (type(caught.value).__name__, str(caught.value), has_learnt)
+        engine.step([batch], 1e-3)
+        assert not all(torch.equal(a, b) for a, b in zip(before, engine.weights, strict=True))  # a good one does teach
+        return said
+
+
+def end_with_a_bad_batch_on_rank_1(ranks: Ranks) -> None:
+    plan = make_plan(replace(load_recipe("most-tiny"), CHANGES), ranks.world_size, ranks.device)
+    with open_groups(plan, ranks) as session:
+        engine = PlainEngine(build_model(plan, session.groups), plan, session.groups)
         batch = synthetic_batch(plan.tokens, ["mixed"], 32, seed=0, first=0)
-        try:
-            engine.step([BAD[name][0](batch) if ranks.rank == 1 else batch], 1e-3)
-        finally:
-            assert all(torch.equal(a, b) for a, b in zip(before, engine.weights, strict=True))
+        engine.step([with_nan(batch) if ranks.rank == 1 else batch], 1e-3)

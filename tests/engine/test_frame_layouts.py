@@ -1,5 +1,6 @@
 """Steps on a dataset of continuous frames, from its files through the reader, cost the same in every layout and under
-ZeRO as in one process, and move the projector by the same gradient. Later pipeline stages hear nothing.
+ZeRO as in one process, and move the projector by the same gradient, and so do layers of the encoder that learn. Later
+pipeline stages hear nothing.
 """
 
 from __future__ import annotations
@@ -32,6 +33,8 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     **{f"EP2 ZeRO-{n}": (2, {"layout.expert": 2, "engine.kind": "deepspeed", "engine.zero_stage": n}) for n in (1, 3)},
     "TP2 ZeRO-2": (2, {"layout.tensor": 2, "engine.kind": "deepspeed", "engine.zero_stage": 2}),
 }
+LEARNT: dict[str, Any] = {"model.wave_layers": [1, 2], "model.wave_heads": 3, "model.wave_inner_size": 24}
+OF_LEARNT = ("TP2", "EP2", "PP2", "CP2", "TP2xCP2", "EP2 ZeRO-3", "TP2 ZeRO-2")
 
 
 @pytest.fixture(scope="module")
@@ -47,11 +50,29 @@ def alone(data: Path) -> dict[str, Any]:
     return run_ranks(train, 1, data, {})[0]
 
 
+@pytest.fixture(scope="module")
+def learnt(data: Path) -> dict[str, Any]:
+    return run_ranks(train, 1, data, LEARNT)[0]
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_steps_on_frames_cost_the_same_in_every_layout(layout: str, data: Path, alone: dict[str, Any]) -> None:
     world, changes = LAYOUTS[layout]
+    require_alike(run_ranks(train, world, data, changes), alone)
+
+
+@pytest.mark.parametrize("layout", OF_LEARNT)
+def test_layers_of_the_encoder_learn_the_same_in_every_layout(
+    layout: str, data: Path, learnt: dict[str, Any], alone: dict[str, Any]
+) -> None:
+    world, changes = LAYOUTS[layout]
+    assert min(learnt["layers_moved"]) > 1e-3 and learnt["losses"] != alone["losses"]
+    require_alike(run_ranks(train, world, data, {**changes, **LEARNT}), learnt)
+
+
+def require_alike(many: list[dict[str, Any]], alone: dict[str, Any]) -> None:
     assert min(norms["wave"] for norms in alone["by_part"]) > 1e-3 and alone["moved"] > 1e-3
-    for rank in run_ranks(train, world, data, changes):
+    for rank in many:
         assert rank["losses"] == pytest.approx(alone["losses"], rel=1e-5)  # fp32, sums in another order
         assert rank["norms"] == pytest.approx(alone["norms"], rel=1e-5)
         assert rank["by_part"] == [pytest.approx(step, rel=1e-4) for step in alone["by_part"]]
@@ -67,7 +88,7 @@ def train(ranks: Ranks, data: Path, changes: dict[str, Any]) -> dict[str, Any]:
         "train.global_batch_size": ROWS, "train.epsilon": 1e-5, "engine.zero_stage": 1, **changes,
     }  # fmt: skip
     plan = make_plan(replace(load_recipe("most-c-tiny"), settings), ranks.world_size, ranks.device)
-    file = data / "weights.pt"
+    file = data / f"weights-{len(plan.config.model.wave_layers)}.pt"
     with open_groups(plan, ranks) as session:
         groups = session.groups
         reader = open_reader(plan, needs_features=groups.is_first_stage)
@@ -97,8 +118,10 @@ def train(ranks: Ranks, data: Path, changes: dict[str, Any]) -> dict[str, Any]:
                 wanted = part_of(name, whole, weight, groups)
                 differences.append((name, float((weight.detach() - wanted).abs().max() / whole.abs().max())))
         moved = last["wave.proj.weight"] - first["wave.proj.weight"]
+        layers = [name for name in last if name.startswith("wave.encoder.") and name.endswith("weight")]
         return {
             "moved": float(moved.abs().max() / last["wave.proj.weight"].abs().max()),
+            "layers_moved": [float((last[name] - first[name]).abs().max() / last[name].abs().max()) for name in layers],
             "losses": [report.loss for report in reports],
             "norms": [report.gradient_norm for report in reports],
             "by_part": [report.norms for report in reports],

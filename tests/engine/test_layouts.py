@@ -74,6 +74,11 @@ CASES = [
 ]
 
 
+def depth(changes: dict[str, Any]) -> dict[str, Any]:
+    """Layers: a dense one and one with experts; with stages two of each stage, one with experts on both."""
+    return {"model.num_layers": 4 if "layout.pipeline" in changes else 2}
+
+
 def test_the_cases_hold_every_promised_layout() -> None:
     promised = {
         "TP2",
@@ -98,7 +103,8 @@ def test_three_steps_end_in_the_same_weights_on_every_layout(
     world_size, changes = LAYOUTS[layout]
     if MODELS[model].get("recipe") == "most-tiny-dense":
         changes = {name: value for name, value in changes.items() if not name.startswith("layout.expert")}
-    alone, file = baseline(model, backend)
+    changes = {**depth(changes), **changes}
+    alone, file = baseline(model, depth(changes), backend)
     assert alone["moved"] > 100 * 1e-5  # two runs that learn nothing agree as well
     tolerance = 1e-5 if backend == "gloo" else 2e-2  # fp32, sums in another order; bf16 on a GPU
     for ranks in run_ranks(train, world_size, model, changes, file, backend=backend):
@@ -114,14 +120,15 @@ def test_three_steps_end_in_the_same_weights_on_every_layout(
 
 @pytest.fixture(scope="module")
 def baseline(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """Per model and backend: what one process gets, and the file with its first and last weights."""
-    known: dict[tuple[str, str], Any] = {}
+    """Per model, depth and backend: what one process gets, and the file with its first and last weights."""
+    known: dict[tuple[str, str, str], Any] = {}
 
-    def get(model: str, backend: str) -> Any:
-        if (model, backend) not in known:
+    def get(model: str, layers: dict[str, Any], backend: str) -> Any:
+        key = model, str(layers), backend
+        if key not in known:
             file = tmp_path_factory.mktemp("alone") / "weights.pt"
-            known[model, backend] = (run_ranks(train, 1, model, {}, file, backend=backend)[0], file)
-        return known[model, backend]
+            known[key] = (run_ranks(train, 1, model, layers, file, backend=backend)[0], file)
+        return known[key]
 
     return get
 

@@ -28,7 +28,9 @@ LAYOUTS: list[tuple[int, dict[str, Any]]] = [
 
 
 def logits(ranks: Ranks, changes: dict[str, Any], file: Path) -> dict[str, torch.Tensor]:
-    plan = make_plan(replace(load_recipe("most-tiny"), changes), ranks.world_size, ranks.device)
+    plan = make_plan(
+        replace(load_recipe("most-tiny"), {"model.num_layers": 2, **changes}), ranks.world_size, ranks.device
+    )
     with open_groups(plan, ranks) as session:
         model = build_model(plan, session.groups)
         if not changes:

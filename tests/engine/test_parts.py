@@ -14,6 +14,7 @@ from megatron_most.engine import Engine, ZeroEngine, make_engine, make_plan, ope
 from megatron_most.errors import DataError
 from megatron_most.model import build_model, part_names
 from megatron_most.runtime import CPU_BACKEND, GPU_BACKEND, Ranks
+from tests.engine.test_layouts import depth
 from tests.harness import run_ranks
 
 DOCUMENTS = ((("mixed", 9, 4), ("audio", 8, 0)), (("text", 12, -1), ("wave", 6, 4)))  # kind, length, task of two rows
@@ -34,7 +35,7 @@ def batches_of(plan: Any) -> list[Any]:
 
 def by_hand(ranks: Ranks) -> tuple[Any, dict[int, float], Any]:
     """One step's report, and the mean losses of each task from the loss of every token alone."""
-    config = replace(load_recipe("most-tiny"), {"train.micro_batch_size": 1, "train.sequence_length": 32})
+    config = replace(load_recipe("most-tiny"), {"train.micro_batch_size": 1, "train.sequence_length": 32, **depth({})})
     plan = make_plan(config, 1, ranks.device)
     with open_groups(plan, ranks) as session:
         engine, batches = open_engine(ranks, session), batches_of(plan)
@@ -95,7 +96,7 @@ ENGINES: dict[str, tuple[int, str, dict[str, Any]]] = {
 def parts_and_whole(ranks: Ranks, recipe: str, changes: dict[str, Any]) -> tuple[Any, ...]:
     kind = "deepspeed" if "engine.zero_stage" in changes else "plain"
     common = {"train.micro_batch_size": 1, "train.global_batch_size": 2 * ranks.world_size, "engine.kind": kind}
-    config = replace(load_recipe(recipe), {"train.sequence_length": 32, **common, **changes})
+    config = replace(load_recipe(recipe), {"train.sequence_length": 32, **depth(changes), **common, **changes})
     plan = make_plan(config, ranks.world_size, ranks.device)
     with open_groups(plan, ranks) as session:
         engine = open_engine(ranks, session)

@@ -47,7 +47,9 @@ def test_a_global_batch_that_ranks_do_not_divide_is_filled_up_and_costs_the_same
 
 def three_steps(ranks: Ranks, changes: dict[str, Any]) -> list[tuple[float, float]]:
     plan = make_plan(
-        replace(load_recipe("most-tiny"), {"model.init_std": 0.0, **changes}), ranks.world_size, ranks.device
+        replace(load_recipe("most-tiny"), {"model.init_std": 0.0, "model.num_layers": 2, **changes}),
+        ranks.world_size,
+        ranks.device,
     )
     with open_groups(plan, ranks) as session:
         model = build_model(plan, session.groups)
@@ -68,7 +70,9 @@ def test_continuous_features_on_one_rank_only_do_not_part_the_ranks_of_zero(stag
 
 
 def step_with_wave_on_rank_1(ranks: Ranks, changes: dict[str, Any]) -> tuple[float, float]:
-    plan = make_plan(replace(load_recipe("most-tiny"), changes), ranks.world_size, ranks.device)
+    plan = make_plan(
+        replace(load_recipe("most-tiny"), {"model.num_layers": 2, **changes}), ranks.world_size, ranks.device
+    )
     with open_groups(plan, ranks) as session:
         engine = make_engine(build_model(plan, session.groups), plan, session.groups)
         [batch] = synthetic_steps(plan, session.groups)(0)

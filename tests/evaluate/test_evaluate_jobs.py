@@ -18,7 +18,7 @@ from megatron_most.checkpoint import MADE_WITH
 from megatron_most.errors import ConfigError
 from megatron_most.evaluate import Data, Options, Result, Tools, evaluate, read_result
 from megatron_most.evaluate import job as jobs
-from megatron_most.evaluate.generation import Decoding
+from megatron_most.evaluate.decoding import Decoding
 from megatron_most.runtime import Launch
 from tests.data_files import RATE, cut, make_codec, write_manifest
 from tests.harness import launch_ranks
@@ -174,6 +174,31 @@ def test_bad_sounds_are_told_of_and_the_rest_is_kept_until_they_are_mended(spoke
     assert (result.items, result.left_out, result.is_whole) == (4, {"too long": 1}, True)
 
 
+def test_an_item_whose_sound_has_changed_is_asked_again_until_all_is_done(spoken, model, tmp_path):
+    root = _faulty(spoken, tmp_path / "faulty")
+    tools, data = Tools(codec=str(spoken.root / "codec")), Data(manifest=(root / "manifest",))
+    asked = options(spoken, model, tmp_path / "out", data=data, tools=tools)
+    refused(asked)
+    changed = root / "audio" / "good1.wav"
+
+    def change() -> None:
+        content = bytearray(changed.read_bytes())
+        content[-400:] = bytes(255 - byte for byte in content[-400:])  # of the same size
+        changed.write_bytes(content)
+
+    change()
+    refused(asked)
+    lines = (tmp_path / "out" / f"{ASR}.part" / "records-00000.jsonl").read_text().splitlines()
+    ids = [json.loads(line)["id"] for line in lines]
+    assert (ids.count("good0"), ids.count("good1"), ids.count("long")) == (1, 2, 2)
+    allowed = but(asked, max_left_out=0.7)
+    result = run(allowed)
+    assert len(result.data["sounds"]) == 64 and result.items == 2
+    assert run(allowed) == result
+    change()  # as it was
+    assert "was made of other sounds than those that are there now" in refused(allowed)
+
+
 def test_no_good_item_at_all_is_an_error_with_the_first_reason(spoken, model, tmp_path):
     root = _faulty(spoken, tmp_path / "faulty")
     data = Data(manifest=(root / "manifest",), max_seconds=0.01)
@@ -226,4 +251,4 @@ def test_a_folder_without_a_model_is_refused(spoken, tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
     (empty / "config.json").write_text("{}")
-    assert "transformers cannot open it" in refused(options(spoken, empty, tmp_path / "out"))
+    assert "cannot be opened by transformers" in refused(options(spoken, empty, tmp_path / "out"))

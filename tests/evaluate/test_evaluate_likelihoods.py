@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from megatron_most.data.build import BuildInputs, BuildOptions, build
+from megatron_most.data.build import build
+from megatron_most.data.build_inputs import BuildInputs, BuildOptions
 from megatron_most.data.templates import load_templates
 from megatron_most.data.tokenizer import load_tokenizer
 from megatron_most.data.unit_set import open_units

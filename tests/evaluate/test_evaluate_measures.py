@@ -57,7 +57,28 @@ def test_utmos_is_asked_at_16_khz(tmp_path):
     assert Utmos(tmp_path / "utmos.pt")(wave, wave, 8000) == pytest.approx(1.0 + float(np.abs(wave).mean()), abs=0.1)
 
 
+class OpinionOfSamples(torch.nn.Module):
+    def forward(self, samples: torch.Tensor) -> torch.Tensor:
+        assert samples.dtype == torch.int16
+        return samples.double().abs().mean(-1) / 32767.0 + 3.0
+
+
+def test_utmos_of_16_bit_samples_is_asked_with_them(tmp_path):
+    torch.jit.script(OpinionOfSamples()).save(str(tmp_path / "utmos.jit"))
+    wave = sound(0.5, 3)
+    said = Utmos(tmp_path / "utmos.jit")(wave, wave, 16000)
+    assert said == pytest.approx(3.0 + float(np.abs(wave).mean()), abs=1e-3)
+
+
+class OpinionOfThree(torch.nn.Module):
+    def forward(self, waves: torch.Tensor, rate: int, more: int) -> torch.Tensor:
+        return waves.mean(-1)
+
+
 def test_models_that_are_none_are_refused(tmp_path):
+    torch.jit.script(OpinionOfThree()).save(str(tmp_path / "three.pt"))
+    with pytest.raises(DataError, match="takes 3 arguments"):
+        Utmos(tmp_path / "three.pt")
     (tmp_path / "x.pt").write_bytes(b"no model")
     with pytest.raises(DataError, match="cannot be read as TorchScript"):
         Utmos(tmp_path / "x.pt")

@@ -12,15 +12,21 @@ from megatron_most.evaluate.published import ROWS
 from megatron_most.score import Score
 
 
-def result(task: str, model: str = "a" * 64, left_out: dict[str, int] | None = None, **values: float) -> Result:
+def result(
+    task: str,
+    model: str = "a" * 64,
+    left_out: dict[str, int] | None = None,
+    language: str | None = None,
+    **values: float,
+) -> Result:
     scores = {
         name: Score(measures="x", value=value, low=value - 0.01, high=value + 0.01, items=10, total=100.0)
         for name, value in values.items()
     }
     return Result(
         task=task, is_whole=not left_out, scores=scores, items=10, left_out=left_out or {},
-        model={"hash": model, "folder": "models/<b>x</b>"}, data={}, config={}, seeds={}, bootstrap={}, speed={},
-        ranks=1, versions={},
+        model={"hash": model, "folder": "models/<b>x</b>"}, data={"language": language}, config={}, seeds={},
+        bootstrap={}, speed={}, ranks=1, versions={},
     )  # fmt: skip
 
 
@@ -65,6 +71,15 @@ def test_our_numbers_stand_beside_the_papers_and_its_peers(runs):
     assert "first, asr/librispeech/test-other: 10 items, 2 too long" in found
 
 
+def test_a_number_of_another_language_does_not_stand_beside_the_papers(tmp_path):
+    german = keep(tmp_path / "german", result("asr/voxpopuli/test", language="de", wer=0.5))
+    english = keep(tmp_path / "english", result("asr/voxpopuli/test", language="en_GB", wer=0.25))
+    found = as_markdown(make_table(read_runs([german, english])))
+    asr = found[: found.index("### TTS")]
+    assert cells(asr, "VoxPopuli") == ["–", "25.00 (24.00 to 26.00)", "6.2", "–"]
+    assert cells(found, "asr/voxpopuli/test (de): wer") == ["50.00 (49.00 to 51.00)", "–", "–", "–"]
+
+
 def test_published_numbers_are_as_published():
     paper = {(row.section, row.label): row.known.get("MoST (paper)") for row in ROWS}
     of = {section: [value for (where, _), value in paper.items() if where == section] for section, _ in paper}
@@ -103,8 +118,15 @@ def test_damaged_and_mixed_results_are_refused(runs, tmp_path):
         ("most-evaluation-1", "most-evaluation-0"),
         ('"speed"', '"sped"'),
         ('"low"', '"lo"'),
+        ('"value": 0.025', '"value": "0.025"'),
+        ('"items": 10,\n "left_out"', '"items": "10",\n "left_out"'),
+        ('"hash"', '"hush"'),
+        ('"task": "asr/librispeech/test-clean"', '"task": 3'),
+        ('"left_out": {', '"left_out": {"x": "y"'),
+        ("{", '{"model": ' + "[" * 100_000),
     ]
     for old, new in damages:
+        assert old in good
         path.write_text(good.replace(old, new, 1))
         with pytest.raises(DataError):
             read_result(path)

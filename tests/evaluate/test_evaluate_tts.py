@@ -16,18 +16,16 @@ import numpy as np
 import pytest
 import soundfile
 
+from megatron_most.converse import Talker, opened_hf
 from megatron_most.data.extract import ExtractOptions, extract_units
-from megatron_most.data.templates import load_templates
-from megatron_most.data.tokenizer import load_tokenizer
 from megatron_most.data.unit_set import open_units
 from megatron_most.errors import DataError
 from megatron_most.evaluate import Data, Options, Tools
-from megatron_most.evaluate.generation import Decoding
+from megatron_most.evaluate.decoding import Decoding
 from megatron_most.evaluate.job import Setting, Share, run_task
 from megatron_most.evaluate.speech import open_utterances
 from megatron_most.evaluate.subject import Subject
 from megatron_most.evaluate.tasks.tts import Hearing, Tts
-from megatron_most.generate import HfModel
 from megatron_most.speech import JudgeIdentity, fit_mfcc_codec, load_codec, save_codec, save_vocoder
 from megatron_most.speech.codebook_fit import fit_codebook
 from tests.data_files import cut, write_manifest
@@ -73,11 +71,9 @@ class Loudness:
 def open_wooden(spoken: Spoken, folder: Path, judge_knows: bool = True, **changes: Any) -> Tts:
     from transformers import AutoModelForCausalLM
 
-    model = HfModel(AutoModelForCausalLM.from_pretrained(folder), spoken.tokens)
-    subject = Subject(
-        model=model, tokenizer=load_tokenizer(folder), templates=load_templates("chat"), may_differ=True,
-        facts={"folder": str(folder), "hash": "0" * 64},
-    )  # fmt: skip
+    opened = opened_hf(folder, AutoModelForCausalLM.from_pretrained(folder))
+    facts = {"folder": str(folder), "hash": "0" * 64, "precision": "float32"}
+    subject = Subject(talker=Talker(opened), facts=facts, may_differ=True)
     units = open_units(spoken.root / "units")
     utterances = open_utterances(spoken.manifest, units, None, None, 60.0)
     known = {tuple(units.find(n).units.tolist()): said for n, said in enumerate(spoken.sentences)}
@@ -94,7 +90,7 @@ def open_wooden(spoken: Spoken, folder: Path, judge_knows: bool = True, **change
 def wooden_result(spoken: Spoken, folder: Path, out: Path) -> Any:
     task = open_wooden(spoken, folder, keep=out / "audio")
     setting = Setting(
-        out=out, model={"hash": "0" * 64, "folder": str(folder)}, share=Share(), batch_size=4,
+        out=out, model={"hash": "0" * 64, "folder": str(folder), "precision": "float32"}, share=Share(), batch_size=4,
         seeds={"generation": 3, "bootstrap": 0}, versions={},
     )  # fmt: skip
     return run_task(task, setting).to_json()
@@ -118,7 +114,8 @@ def test_each_side_is_heard_by_itself_and_counted_against_the_same_words(spoken,
     assert result["config"]["judge"]["name"] == "wood" and result["scores"]["loudness"]["items"] == 6
     records = read_records(tmp_path / "out" / "tts-test-test")
     assert records[0]["heard"]["real"] == f"{spoken.sentences[0]} indeed"
-    assert len(list((tmp_path / "out" / "audio").glob("*.wav"))) == 6
+    for folder in ("audio", "audio/resynthesised"):
+        assert len(list((tmp_path / "out" / folder).glob("*.wav"))) == 6
 
     untaught = make_model(spoken, tmp_path / "untaught")
     before = json.loads(apart(wooden_result, spoken, untaught, tmp_path / "before"))

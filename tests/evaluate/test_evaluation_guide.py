@@ -4,30 +4,55 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import re
 import shlex
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
+import pytest
+
 from megatron_most.config import LayoutConfig
-from megatron_most.data.build import BuildInputs, BuildOptions, build
+from megatron_most.data.build import build
+from megatron_most.data.build_inputs import BuildInputs, BuildOptions
 from megatron_most.data.templates import load_templates
 from megatron_most.data.tokenizer import load_tokenizer
 from megatron_most.data.unit_set import open_units
 from megatron_most.evaluate import Data, Options, Tools, read_result, run_evaluate
-from megatron_most.evaluate.generation import Decoding
+from megatron_most.evaluate.decoding import Decoding
 from megatron_most.evaluate.options import TASKS
 from tests.evaluate.benchmarks import write_gsm8k, write_mmlu, write_sblimp, write_swuggy
 from tests.spoken_models import Spoken, apart, make_model
 
-GUIDE = (Path(__file__).resolve().parents[2] / "docs" / "evaluation.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[2]
+GUIDE = (ROOT / "docs" / "evaluation.md").read_text(encoding="utf-8")
 TOOL = ".venv/bin/python tools/evaluate.py "
+SHARED = ".venv/bin/torchrun "
 
 
 def guide_commands() -> list[list[str]]:
     lines = [line for block in re.findall(r"```bash\n(.*?)```", GUIDE, re.S) for line in block.splitlines()]
+    lines = [line for line in lines if not line.startswith(SHARED)]
     assert all(line.startswith(TOOL) for line in lines)
     return [shlex.split(line.removeprefix(TOOL)) for line in lines]
+
+
+@pytest.mark.slow
+def test_the_command_on_several_processes_runs(tmp_path):
+    """torch's own launcher imports everything in each of them."""
+    [line] = [line for line in GUIDE.splitlines() if line.startswith(SHARED)]
+    spoken = Spoken(tmp_path / "spoken", utterances=3)
+    for place, what in {"manifests/test-clean": "manifest", "units/test-clean": "units"}.items():
+        shutil.copytree(spoken.root / what, tmp_path / place)
+    make_model(spoken, tmp_path / "models" / "most")
+    words = shlex.split(line.removeprefix(SHARED).replace("tools/evaluate.py", str(ROOT / "tools" / "evaluate.py")))
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", *words, "--max-new-tokens", "4"]
+    subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
+    result = read_result(tmp_path / "runs" / "shared" / "asr-test-test")
+    assert (result.ranks, result.items) == (2, 3)
 
 
 def test_the_commands_of_the_guide_run_in_their_order(tmp_path, monkeypatch):
@@ -75,6 +100,7 @@ def test_every_task_and_every_option_that_the_guide_names_exists():
     kinds = (Options, Data, Tools, Decoding)
     known = {field.name.replace("_", "-") for kind in kinds for field in dataclasses.fields(kind)}
     known |= {f"layout.{field.name.replace('_', '-')}" for field in dataclasses.fields(LayoutConfig)} | {"help"}
+    known.add("nproc-per-node")  # torchrun's
     named = set(re.findall(r"(?<![\w-])--([a-z][a-z.-]*[a-z0-9])", GUIDE))
     assert named <= known and len(named) > 15
     table = {name for row in re.findall(r"^\| (`.*?) \|", GUIDE, re.M) for name in re.findall(r"`([\w-]+)`", row)}

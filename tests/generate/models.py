@@ -33,7 +33,9 @@ def opened(
 ) -> Iterator[MostModel]:
     """A model of a kind in the layout that `changes` name. Alone it writes `weights`, otherwise it reads them."""
     recipe, own = KINDS[kind]
-    plan = make_plan(replace(load_recipe(recipe), {**own, **(changes or {})}), ranks.world_size, ranks.device)
+    plan = make_plan(
+        replace(load_recipe(recipe), {"model.num_layers": 2, **own, **(changes or {})}), ranks.world_size, ranks.device
+    )
     with open_groups(plan, ranks) as session:
         model = build_model(plan, session.groups)
         if weights is None or not weights.exists():

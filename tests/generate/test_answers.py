@@ -126,6 +126,7 @@ BAD_PROMPTS = [
     (Prompt([1] * 64, [0] * 64), "64 tokens leave no room .* 64 positions"),
     (Prompt([BOS], [0], Wave(np.array([1]), np.zeros((1, 3)))), "places of frames are not ascending numbers below 1"),
     (Prompt([BOS], [0], Wave(np.array([0]), None)), "1 places of frames, but not as many features"),
+    (Prompt([BOS], [0], Wave(np.array([0]), np.zeros((1, 3)), np.zeros(2, bool))), "1 frames, but 2 words on whether"),
     (Prompt([BOS], [0], Wave(np.array([0]), np.full((1, 3), np.nan))), "its frames hold NaN or infinity"),
 ]
 
@@ -140,8 +141,9 @@ def test_a_bad_prompt_is_refused_before_anything_is_computed(prompt: Prompt, mes
 
 BAD_SETTINGS: list[dict[str, Any]] = [
     {"max_new_tokens": 0}, {"max_new_tokens": 2.5}, {"max_new_tokens": True}, {"temperature": -0.1},
-    {"temperature": float("nan")}, {"temperature": "hot"}, {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1},
-    {"top_k": 1.0}, {"repetition_penalty": 0.0}, {"seed": -1}, {"seed": 2**63}, {"mode": "speech"},
+    {"temperature": float("nan")}, {"temperature": "hot"}, {"temperature": 1e-40}, {"temperature": 1e300},
+    {"top_p": 0.0}, {"top_p": 1.1}, {"top_k": -1}, {"top_k": 1.0}, {"repetition_penalty": 0.0},
+    {"repetition_penalty": 1e-40}, {"repetition_penalty": 1e39}, {"seed": -1}, {"seed": 2**63}, {"mode": "speech"},
 ]  # fmt: skip
 
 

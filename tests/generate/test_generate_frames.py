@@ -13,10 +13,10 @@ from megatron_most.config import load_recipe, replace
 from megatron_most.data import Document, Wave, pack_rows
 from megatron_most.engine import PlainEngine, make_plan, open_groups
 from megatron_most.errors import DataError
-from megatron_most.generate import CoreModel, EngineModel, Prompt, Settings, generate
+from megatron_most.generate import CoreModel, EngineModel, HfModel, Prompt, Settings, generate
 from megatron_most.model import build_model
 from megatron_most.runtime import Ranks
-from megatron_most.vocab import AUDIO, TEXT, TokenMap
+from megatron_most.vocab import AUDIO, TEXT, TokenMap, tiny_token_map
 from tests.harness import run_ranks
 from tests.weights import load_parts, whole_weights
 
@@ -114,3 +114,16 @@ def refused(ranks: Ranks) -> list[str]:
                 generate(CoreModel(build_model(plan, session.groups)), [prompt], Settings(max_new_tokens=1))
             told.append(str(caught.value))
     return told
+
+
+def test_a_transformers_model_without_a_projector_takes_no_frames() -> None:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    tokens = tiny_token_map(256, 40)
+    config = LlamaConfig(
+        vocab_size=tokens.vocab_size, hidden_size=16, intermediate_size=16, num_hidden_layers=1, num_attention_heads=2
+    )
+    model = HfModel(LlamaForCausalLM(config), tokens)
+    assert model.frames_tag is None
+    with pytest.raises(DataError, match="frames of 39 numbers, but the model takes none"):
+        generate(model, prompts(tokens), Settings(max_new_tokens=1))

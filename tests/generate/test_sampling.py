@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
 import torch
@@ -52,6 +54,29 @@ def test_the_distribution_is_that_of_transformers(asked: Settings) -> None:
         torch.testing.assert_close(found, wanted, atol=1e-7, rtol=1e-6)  # float32 division before
 
 
+def by_hand(scores: torch.Tensor, asked: Settings) -> list[float]:
+    """In python's numbers, token by token; no tensor's sort, no library's rule."""
+    found = [float(score) for score in scores]
+    for id in set(SEEN):
+        found[id] = found[id] * asked.repetition_penalty if found[id] < 0 else found[id] / asked.repetition_penalty
+    found = [score / asked.temperature for score in found]
+    order = sorted(range(V), key=lambda id: -found[id])[: asked.top_k or V]
+    shares = {id: math.exp(found[id] - found[order[0]]) for id in order}
+    total, kept, held = sum(shares.values()), {}, 0.0
+    for id in order:
+        if held < asked.top_p * total:
+            kept[id] = shares[id]
+        held += shares[id]
+    return [kept.get(id, 0.0) / sum(kept.values()) for id in range(V)]
+
+
+@pytest.mark.parametrize("asked", CASES, ids=str)
+def test_the_distribution_is_the_one_of_the_definitions(asked: Settings) -> None:
+    for seed in range(20):
+        found = probabilities(penalised(logits(seed), SEEN, asked.repetition_penalty), asked)
+        assert found.tolist() == pytest.approx(by_hand(logits(seed), asked), abs=1e-6)  # float32 against float64
+
+
 @pytest.mark.parametrize("asked", CASES[:5], ids=str)
 def test_draws_come_as_often_as_the_distribution_says(asked: Settings) -> None:
     """Chi-square over 4000 places of a row: 99.9 % of right samplers stay below the bound."""
@@ -78,6 +103,17 @@ def test_greedy_is_the_likeliest_legal_token_after_the_penalty() -> None:
     assert choose(scores, legal, [], Settings(), 0, 0) == 6
     assert choose(scores, legal, [6], Settings(repetition_penalty=2.0), 0, 0) == 7
     assert choose(scores, legal, [6, 6], Settings(repetition_penalty=1.1), 0, 0) == 6  # once, however often seen
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1e-5, 1.0, 1e5])
+@pytest.mark.parametrize("penalty", [1e-5, 1.0, 1e5])
+def test_the_most_that_may_be_asked_for_still_chooses_a_legal_token(temperature: float, penalty: float) -> None:
+    """What overflows float32 has no likeliest token, and a draw from it would be beyond the vocabulary."""
+    asked = Settings(temperature=temperature, repetition_penalty=penalty)
+    for seed in range(20):
+        legal = torch.zeros(V, dtype=torch.bool)
+        legal[torch.arange(1, 1 + seed % 3 + 1) * 3] = True
+        assert legal[choose(logits(seed) * 100, legal, range(V), asked, seed, 5)]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])

@@ -92,7 +92,9 @@ def test_status_tells_state_pace_and_the_last_error(tmp_path: Path) -> None:
     said = tell(tmp_path, "6|PENDING|1:00|Priority\n7|RUNNING|2:03:04|None\n")
     assert "RUNNING, 2:03:04 left" in said and "10 of 100, 8 saved; 0:03:00 to go" in said and "50.0%" in said
     assert f"attempt  {second.number}" in said and "No space left on device; make room" in said
-    assert "gone without a word" in tell(tmp_path)
+    assert "gone without a word" in tell(tmp_path, "6|PENDING|1:00|Priority\n")
+    said = tell(tmp_path)
+    assert "not known, for squeue gives no answer" in said and "gone" not in said and "10 of 100" in said
 
 
 def test_a_folder_that_is_no_run_is_refused_by_status(tmp_path: Path) -> None:

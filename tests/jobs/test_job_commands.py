@@ -8,9 +8,11 @@ from pathlib import Path
 
 import pytest
 
+from megatron_most.config import dump, from_command_line
 from megatron_most.errors import ConfigError, MostError
 from megatron_most.jobs import run_job
 from megatron_most.jobs.facts import as_lines
+from megatron_most.runtime import sha256_file
 from tests.jobs.test_preflight import node
 
 
@@ -62,6 +64,23 @@ def test_a_job_from_its_first_attempt_over_a_killed_rank_to_done(run: Run) -> No
     assert json.loads((run.folder / "DONE").read_text())["step"] == 60
     assert (run.begin(), run.code) == ("", 3), "done already"
     assert run.begin("8", "8", 2, "--train.steps", "61") and run.code == 0, "a longer recipe is not"
+    assert not (run.folder / "DONE").exists(), "nor is the run, for who waits for that"
+
+
+def test_a_run_that_is_done_by_another_recipe_is_refused_by_the_field(run: Run) -> None:
+    run.save(60)
+    run.end(run.begin(), {0: 0}, 0)
+    place, config = run.folder / "checkpoints" / "step-00000060", from_command_line(run.recipe[1:], prog="train.py")
+    (place / "resolved.toml").write_text(dump(config))
+    (place / "manifest.json").write_text(json.dumps({"resolved.toml": sha256_file(place / "resolved.toml")}))
+    assert run.begin() == "" and run.code == 3
+    other = ["--moe.top-k", "1"]
+    with pytest.raises(MostError, match="moe.top_k = 1, but the run in .* was begun with 2"):
+        run.begin("8", "8", 2, *other)
+    with pytest.raises(MostError, match="moe.top_k = 1"):
+        run_job(["plan", "--ranks", "2", *run.recipe, *other])
+    (place / "resolved.toml").write_text("torn")  # training passes over it, or says what is wrong
+    assert run.begin("8", "8", 2, *other) == "" and run.code == 3
 
 
 def test_an_older_attempt_neither_ends_nor_leaves_nodes(run: Run) -> None:

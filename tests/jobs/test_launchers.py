@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shlex
 import shutil
@@ -31,7 +32,8 @@ def place(tmp_path: Path) -> Path:
 
 def launch(place: Path, script: str, *words: str, **env: str) -> subprocess.CompletedProcess:
     kept = {name: value for name, value in os.environ.items() if not name.startswith(("SLURM_", "MOST_"))}
-    lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in env.items())
+    own = {} if "MOST_CONTAINER" in env else {"MOST_PYTHON": sys.executable}
+    lines = "".join(f"export {name}={shlex.quote(value)}\n" for name, value in {**own, **env}.items())
     (place / "cluster.env").write_text(lines)
     settings = {"MOST_CLUSTER_ENV": str(place / "cluster.env"), "PYTHONPATH": str(ROOT)}
     command = ["bash", str(place / "clone" / "launch" / script), *words]
@@ -64,6 +66,17 @@ def test_without_options_phase_1_is_six_nodes_of_eight_ranks(place: Path) -> Non
     assert ranks[-len(TINY) :] == TINY, "words of the user come last, so they win"
 
 
+def test_a_dry_run_can_be_of_other_sizes_and_in_a_job_they_are_told_to_belong_to_sbatch(place: Path) -> None:
+    sizes = ["--nodes=3", "--ntasks-per-node=5", "--train.global-batch-size", "7"]
+    done = launch(place, "stage1_asr_tts.sh", "--dry-run", *sizes, *TINY, **usual(place))
+    assert {"--nodes=3", "--ntasks=15", "--ntasks-per-node=5"} <= set(commands(done)[1])
+    assert "data parallelism 15" in done.stderr, "which does not divide the batch, and need not"
+    for words in (["--dry-run", "--nodes=2-4"], ["--nodes=3"]):
+        refused = launch(place, "stage1_asr_tts.sh", *words, *TINY, **usual(place, SLURM_JOB_ID="7"))
+        assert refused.returncode == 2 and words[-1] in refused.stderr, refused.stderr
+    assert "goes before the script's name" in refused.stderr
+
+
 def test_paths_with_spaces_and_quotes_arrive_whole(place: Path) -> None:
     [_, ranks] = commands(launch(place, "stage1_asr_tts.sh", "--dry-run", *TINY, **usual(place)))
     at = ranks.index("--data.asr.train")
@@ -75,8 +88,10 @@ def test_paths_with_spaces_and_quotes_arrive_whole(place: Path) -> None:
 
 def test_phase_2_begins_with_phase_1_and_a_recipe_of_the_user_is_in_charge_of_all(place: Path) -> None:
     runs = f"{place}/runs"
-    [_, ranks] = commands(launch(place, "stage2_instruct.sh", "--dry-run", *TINY, **usual(place, MOST_RUNS=runs)))
+    done = launch(place, "stage2_instruct.sh", "--dry-run", *TINY, **usual(place, MOST_RUNS=runs))
+    [_, ranks] = commands(done)
     assert ranks[ranks.index("--checkpoint.start-from") + 1] == f"{runs}/stage1-tiny"
+    assert f"{runs}/stage1-tiny, to begin with, is not there yet" in done.stderr
     [_, ranks] = commands(launch(place, "stage2_instruct.sh", "--dry-run", "--config", "most-tiny", "--device", "cpu",
                                  MOST_PYTHON=sys.executable))  # fmt: skip
     assert ranks[-4:] == ["--config", "most-tiny", "--device", "cpu"] and "--data.asr.train" not in ranks
@@ -104,6 +119,50 @@ def test_a_variable_that_is_not_set_is_named_with_where_to_set_it(
     done = launch(place, script, "--dry-run", **env)
     assert done.returncode == 2 and f"{missing} is not set: it says {words}" in done.stderr
     assert f"{place}/cluster.env" in done.stderr and done.stdout == ""
+
+
+def test_an_interpreter_that_is_not_there_is_told_with_the_variable_that_names_it(place: Path) -> None:
+    for script in ("stage1_asr_tts.sh", "status.sh", "pipeline.sh"):
+        done = launch(place, script, "--dry-run", **usual(place, MOST_PYTHON="/no/python"))
+        assert done.returncode == 2 and "/no/python: no such program; MOST_PYTHON names" in done.stderr
+        assert f"{place}/cluster.env" in done.stderr and done.stdout == ""
+
+
+def test_settings_may_read_variables_that_are_not_set(place: Path) -> None:
+    """As `module load` does, and who adds to LD_LIBRARY_PATH; our own scripts go on without that."""
+    lines = [f"export MOST_PYTHON={shlex.quote(sys.executable)}", "export LIBS=/opt/lib:$NOT_SET_ANYWHERE"]
+    (place / "their.env").write_text("\n".join(lines))
+    command = ["bash", str(place / "clone" / "launch" / "convert.sh"), "--dry-run", "inspect", "x"]
+    env = {**os.environ, "MOST_CLUSTER_ENV": str(place / "their.env")}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 0 and "tools/convert_ckpt.py inspect x" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize("jobs", [2, 60_000])
+def test_a_queue_may_be_longer_than_a_command_line(place: Path, jobs: int) -> None:
+    runs = place / "runs"
+    (runs / "stage1-tiny" / "slurm" / "attempt-0001").mkdir(parents=True)
+    begin = {"job": "7", "nodes": "n1", "step": 0}
+    (runs / "stage1-tiny" / "slurm" / "attempt-0001" / "begin.json").write_text(json.dumps(begin))
+    (place / "squeue").write_text(
+        f"#!/bin/bash\nfor ((n = 7; n < {jobs} + 7; n++)); do\n"
+        'case "$*" in *%T*) echo "$n|RUNNING|2:03:04|None" ;; *) echo "$n" ;; esac\ndone\n'
+    )
+    (place / "squeue").chmod(0o755)
+    env = usual(place, MOST_RUNS=str(runs), PATH=f"{place}:{os.environ['PATH']}")
+    done = launch(place, "status.sh", str(runs / "stage1-tiny"), **env)
+    assert done.returncode == 0 and "RUNNING, 2:03:04 left" in done.stdout, done.stderr[-500:]
+    done = launch(place, "stage1_asr_tts.sh", *TINY, SLURM_JOB_ID="8", **env)
+    assert done.returncode == 2 and "job 7 trains here; wait for it, or scancel it" in done.stderr, done.stderr[-500:]
+
+
+def test_a_signal_that_comes_while_settings_are_read_does_not_end_the_job(place: Path) -> None:
+    """Of a job whose time limit is shorter than the notice it wants, as on a partition for trying out."""
+    (place / "their.env").write_text(f"MOST_PYTHON={shlex.quote(sys.executable)}\nkill -USR1 $$\n")
+    command = ["bash", str(place / "clone" / "launch" / "stage1_asr_tts.sh"), "--dry-run", "--config", "most-tiny"]
+    env = {**os.environ, "MOST_CLUSTER_ENV": str(place / "their.env"), "SLURM_JOB_ID": "8"}
+    done = subprocess.run([*command, "--device", "cpu"], capture_output=True, text=True, env=env)
+    assert done.returncode == 0 and "tools/train.py" in done.stdout, done.stderr
 
 
 def test_a_layout_that_does_not_fit_is_refused_before_the_queue(place: Path) -> None:
@@ -140,6 +199,7 @@ def test_ranks_run_in_a_container_by_configuration(place: Path, kind: str, words
     [_, ranks] = commands(done)
     root = str(place / "clone")
     assert set(word.replace("ROOT", root) for word in words) <= set(ranks)
+    assert ("the layout was not checked" in done.stderr) == (kind == "pyxis"), "srun would want an allocation"
     missing = launch(place, "stage1_asr_tts.sh", "--dry-run", *TINY, **{**env, "MOST_IMAGE": ""})
     assert missing.returncode == 2 and "MOST_IMAGE is not set" in missing.stderr
 
@@ -165,9 +225,14 @@ def test_shards_become_an_array_and_a_merge_behind_it(place: Path, queue: tuple[
     assert done.stdout == "77 build\n78 merge\n", done.stderr
     array, merge = calls(queue[0])
     script = f"{place}/clone/launch/prepare_data.sh"
-    assert array == ["--parsable", "--array=0-63", "--partition=cpu", script, *words[2:]]
+    assert array == ["--parsable", "--array=0-63", "--output=%x-%A_%a.log", "--partition=cpu", script, *words[2:]]
     assert merge[1:4] == ["--dependency=afterok:77", "--kill-on-invalid-dep=yes", "--partition=cpu"]
     assert merge[4:] == [script, "merge", "--dataset", f"{place}/sets/asr/big", "--out", f"{place}/sets/asr/big-whole"]
+    dry = launch(place, "prepare_data.sh", "submit", "64", "--dry-run", *words, PATH=queue[1])
+    assert len(calls(queue[0])) == 2, "nothing more was submitted"
+    assert [line[1:] for line in commands(dry)] == [array, [*merge[:1], "--dependency=afterok:JOB1", *merge[2:]]]
+    nowhere = launch(place, "prepare_data.sh", "submit", "64", "--", "build", "--task", "asr", PATH=queue[1])
+    assert nowhere.returncode == 2 and "no --out among the words of build" in nowhere.stderr
     wrong = launch(place, "prepare_data.sh", "submit", "64", "--", "stats")
     assert wrong.returncode == 2 and "only units and build have shards, not stats" in wrong.stderr
 
@@ -188,8 +253,31 @@ def test_the_chain_ends_with_an_evaluation_that_has_words_of_its_own(place: Path
     assert [line[0] for line in commands(dry)] == ["sbatch"] * 3 and "--dependency=afterok:JOB2" in dry.stdout
     lacking = launch(place, "pipeline.sh", *words[:4], **env)
     assert lacking.returncode == 2 and "evaluate: which tasks?" in lacking.stderr
+    assert len(calls(queue[0])) == 3
     unasked = launch(place, "pipeline.sh", *words, **usual(place, PATH=queue[1]))
     assert unasked.returncode == 2 and 'set MOST_STAGES="stage1 stage2 evaluate"' in unasked.stderr
+
+
+@pytest.mark.parametrize(
+    ("options", "fields", "changes", "said"),
+    [
+        (["-N2"], ["--layout.tensor", "7"], {}, "layout.tensor"),
+        (["-N", "1", "--ntasks-per-node=2"], ["--layout.expert", "4"], {}, "layout.expert"),
+        ([], [], {"MOST_BACKBONE": ""}, "MOST_BACKBONE is not set"),
+        ([], ["--train.stepz", "3"], {}, "--train.stepz"),
+    ],
+    ids=["tensor", "expert", "variable", "field"],
+)
+def test_what_would_be_refused_hours_later_is_not_submitted(
+    place: Path, queue: tuple[Path, str], options: list[str], fields: list[str], changes: dict[str, str], said: str
+) -> None:
+    words = ["--device", "cpu", *fields]
+    done = launch(place, "pipeline.sh", *options, "--", *words, **usual(place, PATH=queue[1], **changes))
+    assert done.returncode == 2 and said in done.stderr and "nothing was submitted" in done.stderr, done.stderr
+    done = launch(place, "scaling.sh", "submit", "1", "2", *options[2:], "--", *words,
+                  **usual(place, PATH=queue[1], **changes))  # fmt: skip
+    assert done.returncode == 2 and said in done.stderr and "nothing was submitted" in done.stderr, done.stderr
+    assert not queue[0].exists()
 
 
 def test_an_evaluation_is_a_process_a_gpu_of_the_model_of_phase_2(place: Path) -> None:
@@ -218,7 +306,7 @@ def test_scaling_is_a_run_for_each_number_of_nodes_and_a_report_behind_all(
     place: Path, queue: tuple[Path, str]
 ) -> None:
     env = usual(place, MOST_RUNS=f"{place}/runs", PATH=queue[1])
-    words = ["submit", "1", "2", "4", "--partition=gpu", "--", "--layout.expert", "8", "--train.steps", "30"]
+    words = ["submit", "1", "2", "4", "--partition=gpu", "--", "--layout.expert", "4", "--train.steps", "30"]
     done = launch(place, "scaling.sh", *words, **env)
     assert done.stdout == "77 nodes-1\n78 nodes-2\n79 nodes-4\n80 report\n", done.stderr
     *runs, report = calls(queue[0])

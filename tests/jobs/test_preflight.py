@@ -38,6 +38,7 @@ def node(name: str, **changes: Any) -> dict[str, Any]:
         "node": name, "at": 100.0, "code": "c0de", "python": "3.12.1", "packages": {"torch": "2.13.0", "numpy": "2.1"},
         "data": {"/data/asr": "abc"}, "checkpoint": "none", "writes": "", "port": 29500,
         "free": {"run": 10**12, "temporary": 10**12, "shm": 10**12}, "gpus": {"gpus": [dict(GOOD)] * 8},
+        "granted": 0,
     }  # fmt: skip
     return {**copy.deepcopy(facts), **changes}
 
@@ -67,6 +68,7 @@ def test_nodes_that_agree_and_want_nothing_are_fit() -> None:
         ({"free": {"run": 10**9, "temporary": 10**12, "shm": 10**12}}, "1 GB are free where the run is kept, 5 are"),
         ({"free": {"run": 10**12, "temporary": 0, "shm": 10**12}}, "0 GB are free for temporary files"),
         ({"gpus": {"gpus": [GOOD] * 7}}, "7 GPUs are seen, 8 were granted"),
+        ({"gpus": {"gpus": [GOOD] * 3}, "granted": 4}, "3 GPUs are seen, 4 were granted"),
         ({"gpus": {"error": "nvidia-smi does not run"}}, "nvidia-smi does not run"),
         ({"gpus": {"gpus": [{**GOOD, "driver_version": "550.1"}] * 8}}, "GPUs is another than on most nodes"),
     ],
@@ -76,6 +78,10 @@ def test_the_node_that_differs_is_named_and_no_other(changes: dict[str, Any], wo
     verdict = judge(found, demands(free_bytes=5 * 10**9))
     assert verdict.bad == ["n2"]
     assert any(words in fault for fault in verdict.faults["n2"]), verdict.faults
+
+
+def test_a_step_may_have_fewer_gpus_than_an_exclusive_job() -> None:
+    assert not judge([node(name, granted=4, gpus={"gpus": [dict(GOOD)] * 4}) for name in NODES], demands()).faults
 
 
 def test_a_node_that_says_nothing_is_bad() -> None:
@@ -104,6 +110,17 @@ def test_a_sick_gpu_is_told_from_what_nvidia_smi_prints(tmp_path: Path, change: 
     answer = ask_gpus(program(tmp_path, said([{**GOOD, **change}, {**GOOD, "index": "1"}])))
     [fault] = find_faults(answer["gpus"], wanted=2)
     assert words in fault
+
+
+def test_gpus_of_other_jobs_on_a_shared_node_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    busy = {"memory.used": "40000"}
+    rows = [{**GOOD, "index": str(number), **(busy if number > 1 else {})} for number in range(4)]
+    config = load_recipe("most-tiny")
+    for visible, indices, faults in (("0,1", ["0", "1"], 0), ("1,2", ["1", "2"], 1), ("GPU-1,GPU-2", list("0123"), 2)):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+        facts = node_facts(config, tmp_path, tmp_path, step=0, port=29500, nvidia_smi=program(tmp_path, said(rows)))
+        assert [gpu["index"] for gpu in facts["gpus"]["gpus"]] == indices
+        assert len(find_faults(facts["gpus"]["gpus"], wanted=2)) == faults
 
 
 def test_a_gpu_that_counts_no_memory_errors_is_not_sick(tmp_path: Path) -> None:

@@ -67,8 +67,9 @@ def kept(ranks: Ranks, name: str, changes: dict[str, Any]) -> tuple[dict[str, fl
     plan = make_plan(replace(load_recipe(name), {**common, **changes}), ranks.world_size, ranks.device)
     with open_groups(plan, ranks) as session:
         model = build_model(plan, session.groups, ranks.device.torch_device).train()
-        own = {w.untyped_storage().data_ptr() for w in (*model.parameters(), *model.buffers())}
-        inside, found, alive = [""], Counter[str](), []
+        own = {w.untyped_storage()._cdata for w in (*model.parameters(), *model.buffers())}
+        inside: list[str] = [""]
+        alive: list[tuple[str, torch.UntypedStorage]] = []
 
         def leave(*_: Any) -> None:
             inside.pop()
@@ -79,10 +80,9 @@ def kept(ranks: Ranks, name: str, changes: dict[str, Any]) -> tuple[dict[str, fl
 
         def pack(tensor: torch.Tensor) -> torch.Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in own:
-                own.add(storage.data_ptr())
-                alive.append(tensor)  # else its address is used again
-                found[part(inside[-1])] += storage.nbytes()
+            if storage._cdata not in own:
+                own.add(storage._cdata)
+                alive.append((part(inside[-1]), storage))
             return tensor
 
         def part(place: str) -> str:
@@ -100,6 +100,9 @@ def kept(ranks: Ranks, name: str, changes: dict[str, Any]) -> tuple[dict[str, fl
         batch = packed(plan).to(ranks.device.torch_device)
         with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
             model(batch)
+        found = Counter[str]()
+        for where, storage in alive:
+            found[where] += storage.nbytes()  # now: what is computed again is freed by the layer's end
     said: Counter[str] = Counter()
     for module, size in of_stage(plan, 0, saved_bytes(plan, Sizes.of(plan))).items():
         said[OF_PLAN.get(module, module)] += size  # type: ignore[assignment]

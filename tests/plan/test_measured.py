@@ -15,7 +15,7 @@ from megatron_most.errors import ConfigError, DataError
 from megatron_most.plan import Cluster, run_plan
 from megatron_most.plan.machine import MACHINES, Assumed
 from megatron_most.plan.measured import compare, draw, efficiencies, read_measured
-from megatron_most.plan.search import facts_for, for_planning, predict_recipe
+from megatron_most.plan.ranking import facts_for, for_planning, predict_recipe
 from megatron_most.runtime import Launch
 from megatron_most.train import run_training
 from megatron_most.upstream import core_version

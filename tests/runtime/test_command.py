@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -106,3 +107,15 @@ def test_training_hears_signals_before_its_long_imports() -> None:
 @pytest.mark.parametrize(("body", "code"), [("return 3", 3), ("pass", 0), ("raise KeyboardInterrupt", 130)])
 def test_the_code_is_that_of_the_command(body: str, code: int) -> None:
     assert run(body).returncode == code
+
+
+def test_a_rank_ends_when_torchruns_agent_is_killed() -> None:
+    """Torchrun's ranks are sessions of their own: what kills the agent does not reach them."""
+    rank = f"{HEAD}import time\ndef main():\n    print('at work', flush=True)\n    time.sleep(60)\nrun_command(main)\n"
+    agent = f"import subprocess, sys\nsubprocess.run([sys.executable, '-c', {rank!r}], start_new_session=True)\n"
+    env = {**os.environ, **SECOND, "MASTER_PORT": "1", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+    with subprocess.Popen([sys.executable, "-c", agent], env=env, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None and process.stdout.readline() == "at work\n"
+        process.kill()
+        began = time.monotonic()
+        assert process.stdout.read() == "" and time.monotonic() - began < 20  # the rank held the pipe open

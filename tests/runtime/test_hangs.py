@@ -21,8 +21,8 @@ from megatron_most.runtime.pulse import Beat, Pulse
 from tests.harness import Outcome, RanksFailed, free_port, launch_ranks, run_ranks, warm
 
 LIMIT_S = 2.0
-ALLOWED_S = 5.0  # beyond the limit: beats and looks, and the leaving
-BLOCKED_S = 60
+ALLOWED_S = 40.0  # beyond the limit: beats and looks, and the leaving, on a busy machine
+BLOCKED_S = 180
 
 
 def beat(serial: int, count: int, what: str = "", patience: float = 1.0, **more: float) -> Beat:

@@ -22,8 +22,8 @@ from megatron_most.errors import MostError
 from megatron_most.runtime import Ranks, missing, run_command, watch
 from tests.harness import Outcome, RanksFailed, run_ranks, warm
 
-BLOCKED_S = 60
-ALLOWED_S = 10
+BLOCKED_S = 180
+ALLOWED_S = 45  # far less than it is blocked for, and enough on a busy machine
 
 
 def fail(body: Callable[..., None], world_size: int, meet: Literal["file", "tcp"]) -> list[Outcome]:

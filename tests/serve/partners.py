@@ -18,6 +18,7 @@ import uvicorn
 from megatron_most.errors import DataError
 from megatron_most.generate import Answer, Prompt, Settings
 from megatron_most.serve import Protection, Turn, make_app
+from megatron_most.serve.listening import HEAD_S, listening
 from megatron_most.vocab import TAG_NAMES, tiny_token_map
 
 
@@ -29,7 +30,8 @@ class Parrot:
 
     def __init__(self, *, hears: bool = True, voices: Sequence[str] = ("anna", "bert")) -> None:
         self.name, self.tokens = "parrot", tiny_token_map(256, 40)
-        self.sample_rate, self.voices, self.hears = 16000, voices, hears
+        self.sample_rate, self.voices = 16000, voices
+        self.why_deaf = "" if hears else "this server was started without a codec"
         self.batches: list[int] = []
         self.cancelled = 0
 
@@ -139,9 +141,11 @@ class Server:
 @contextlib.contextmanager
 def serving(partner: Any, **protection: Any) -> Iterator[Server]:
     """A server of this partner on a free port, ended afterwards."""
+    head_s = protection.pop("head_s", HEAD_S)
     app = make_app(partner, Protection(**{"requests_a_minute": 100_000, **protection}))
     listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-    server = uvicorn.Server(uvicorn.Config(app, log_level="critical", access_log=False, timeout_graceful_shutdown=1))
+    config = listening(app, waiting=64, head_s=head_s, log_level="critical", timeout_graceful_shutdown=1)
+    server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     try:

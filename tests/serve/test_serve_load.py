@@ -104,6 +104,38 @@ def test_slow_bodies_cut_bodies_and_nonsense_disturb_nobody() -> None:
         noise.close()
 
 
+def test_heads_that_do_not_end_hold_no_place() -> None:
+    def is_closed(client: socket.socket) -> bool:
+        client.settimeout(5)
+        return client.recv(100) == b""
+
+    with serving(Parrot(), head_s=0.5) as server:
+        address = ("127.0.0.1", server.port)
+        silent, slow = socket.create_connection(address), socket.create_connection(address)
+        slow.sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-A: ")
+        kept = server.connect()
+        kept.request("GET", "/health")
+        assert kept.getresponse().read()
+        assert server.ask("slow " * 5)[0] == 200  # an answer may take longer than a head
+        assert is_closed(silent) and is_closed(slow)
+        kept.request("GET", "/health")  # the pause between two requests is not a head's
+        assert kept.getresponse().read() and kept.sock is not None
+        kept.sock.sendall(b"GET /health HTTP/1.1\r\nX-A: ")
+        assert is_closed(kept.sock)
+
+
+def test_a_body_in_chunks_is_read() -> None:
+    with serving(Parrot()) as server:
+        whole = json.dumps({"messages": [{"role": "user", "content": "in pieces"}]}).encode()
+        connection = server.connect()
+        headers = {"Content-Type": "Application/JSON; charset=utf-8", "Transfer-Encoding": "chunked"}
+        pieces = (whole[at : at + 7] for at in range(0, len(whole), 7))
+        connection.request("POST", "/v1/chat/completions", pieces, headers, encode_chunked=True)
+        answer = connection.getresponse()
+        said = json.loads(answer.read())
+        assert answer.status == 200 and said["choices"][0]["message"]["content"] == "in pieces", said
+
+
 def test_rates_are_kept_and_told() -> None:
     with serving(Parrot(), requests_a_minute=5) as server:
         codes = [server.ask("x")[0] for _ in range(7)]

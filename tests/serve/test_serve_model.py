@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import io
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -49,6 +50,11 @@ def talk(launch: Launch, root: Path) -> int:
         heard, _ = soundfile.read(io.BytesIO(base64.b64decode(answer["choices"][0]["message"]["audio"]["data"])))
         units = [token["text"] for token in tokens if token["is_unit"]]
         assert len(units) > 3 and len(heard) > 0.03 * rate * len(units) and np.abs(heard).max() > 0.005
+        with ThreadPoolExecutor() as pool:  # what leaves no room for an answer disturbs nobody
+            others = [pool.submit(server.ask, "the quick", **asked) for _ in range(4)]
+            status, answer = server.ask("the quick fox " * 1500, **asked)
+            assert status == 400 and "positions; shorten it" in answer["error"]["message"]
+            assert [other.result()[0] for other in others] == [200] * 4
         status, answer = server.ask("the quick", **asked)
         assert status == 200 and not any(token["is_unit"] for token in answer["most"]["tokens"])
     return 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -87,6 +87,25 @@ def test_an_answer_ends_at_its_length(server: Server) -> None:
     assert server.stream("much too long", max_tokens=4)[-2]["choices"][0]["finish_reason"] == "length"
 
 
+class Halves(Parrot):
+    """Two tokens make a character; of one alone there is only a sign that something is missing."""
+
+    def text(self, ids: Sequence[int]) -> str:
+        return "é" * (len(ids) // 2) + "\N{REPLACEMENT CHARACTER}" * (len(ids) % 2)
+
+
+def test_a_character_cut_in_half_at_the_end_is_no_token() -> None:
+    with serving(Halves()) as server:
+        _, answer = server.ask("abc", max_tokens=3)
+        events = server.stream("abc", max_tokens=3)
+    assert answer["choices"][0]["message"]["content"] == "é\N{REPLACEMENT CHARACTER}"
+    assert answer["usage"]["completion_tokens"] == len(answer["most"]["tokens"]) == 3
+    assert events[-2]["usage"] == answer["usage"]
+    said = [event["choices"][0]["delta"].get("content", "") for event in events[:-1]]
+    assert "".join(said) == "é\N{REPLACEMENT CHARACTER}"
+    assert sum(len(event.get("most", {"tokens": []})["tokens"]) for event in events[:-1]) == 3
+
+
 def asking(content: Any) -> dict[str, Any]:
     return {"messages": [{"role": "user", "content": content}]}
 
@@ -117,8 +136,16 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "many answers": (asking("x") | {"n": 2}, 400, "n: "),
     "tools": (asking("x") | {"tools": [{}]}, 400, "tools: "),
     "hot": (asking("x") | {"temperature": 9}, 400, "temperature: "),
+    "cold": (asking("x") | {"temperature": 1e-40}, 400, "temperature = 1e-40: out of range"),
     "a word": (asking("x") | {"top_p": "all"}, 400, "top_p: not a number"),
     "nan": (b'{"messages": [{"role": "user", "content": "x"}], "top_p": NaN}', 400, "top_p: not a number"),
+    "no float": (asking("x") | {"temperature": 10**400}, 400, "temperature: not a number"),
+    "no seed": (asking("x") | {"seed": 10**400}, 400, "seed: not a number"),
+    "half a character": (asking("x") | {"\ud800": 2}, 400, "this server has no"),
+    "half a character's model": (asking("x") | {"model": "\ud800"}, 404, "this server has 'parrot'"),
+    "an odd part": (asking([{"type": ["text"], "text": "x"}]), 400, "neither a text"),
+    "an odd role": ({"messages": [{"role": {}, "content": "x"}]}, 400, "messages[0].role"),
+    "an odd voice": (aloud(voice={"id": 1}), 400, "none of anna, bert"),  # type: ignore[arg-type]
     "no tokens": (asking("x") | {"max_tokens": 0}, 400, "max_tokens: give"),
     "a million tokens": (asking("x") | {"max_tokens": 10**6}, 400, "from 1 to 1024"),
     "only audio": (asking("x") | {"modalities": ["audio"]}, 400, "modalities: give"),

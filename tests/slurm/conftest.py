@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from megatron_most.data.build import BuildInputs, BuildOptions, build
+from megatron_most.data.build import build
+from megatron_most.data.build_inputs import BuildInputs, BuildOptions
 from megatron_most.data.manifest import open_manifest
 from megatron_most.data.manifest_writer import ManifestWriter
 from megatron_most.data.rows import ChatRow, Turn

@@ -14,11 +14,11 @@ from tests.phases import losses, run
 from tests.slurm import harm
 from tests.slurm.sandbox import Sandbox
 
-ROOT = Path(__file__).resolve().parents[2]
+_ROOT = Path(__file__).resolve().parents[2]
 EVERY = 4
-SMALL = (
+SMALL = (  # rows that two ranks cannot share evenly
     "--device cpu --model.num-layers 2 --train.sequence-length 128 --train.batch-counts rows --data.window 64 "
-    f"--train.global-batch-size 6 --train.validate-every 0 --checkpoint.every {EVERY} --checkpoint.keep 0 "
+    f"--train.global-batch-size 5 --train.validate-every 0 --checkpoint.every {EVERY} --checkpoint.keep 0 "
     "--telemetry.every 0 --telemetry.no-tensorboard --train.epsilon 1e-5"
 ).split()
 
@@ -32,6 +32,7 @@ class Bench:
         self.run = self.runs / "stage1-tiny"
         self._jobs: list[str] = []
         folder.mkdir(parents=True)
+        (folder / "clone").symlink_to(_ROOT)
         self.env = {
             "MOST_PYTHON": python, "MOST_DATA": str(data), "MOST_RUNS": str(self.runs), "MOST_BACKBONE": "none",
             "MOST_STAGE1_RECIPE": "stage1-tiny", "MOST_STAGE2_RECIPE": "stage2-tiny", "MOST_WATCH_S": "2",
@@ -48,24 +49,33 @@ class Bench:
         for path in [*self.folder.glob("*.log"), *sorted(self.runs.glob("*/slurm/*/*log"))]:
             lines = path.read_text(errors="replace").splitlines()
             print(f"--- {path.relative_to(self.folder)}", *lines[-25:], sep="\n")  # shown where a test fails
-        for job in self._jobs:
-            self.box.on("head", "scancel", job, check=False)
+        self._cancel_all()
         harm.heal(self.box)
         for name in self.box.names:
             if name in self.box.not_ready():
                 self.box.stop(name)
                 harm.power_on(self.box, name)
-        self.box.wait(lambda: not self.box.on("head", "squeue", "-h").stdout.strip(), 60, "an empty queue")
+        self.box.wait(self._cancel_all, 60, "an empty queue")
+
+    def _cancel_all(self) -> bool:
+        """Whether nothing is left. A job that is being requeued is back after it was cancelled."""
+        left = self.box.on("head", "squeue", "-h", "-o", "%A").stdout.split()
+        for job in {*left, *self._jobs}:
+            self.box.on("head", "scancel", job, check=False)
+        return not left
 
     # --- jobs ---
 
     def submit(self, *options: str, steps: int = 12, fields: tuple[str, ...] = ()) -> str:
         """Phase 1, with options of sbatch and fields of a recipe."""
-        script = str(ROOT / "launch" / "stage1_asr_tts.sh")
-        words = [*options, script, *SMALL, "--train.steps", str(steps), *fields]
+        words = [*options, self.script("stage1_asr_tts"), *SMALL, "--train.steps", str(steps), *fields]
         job = self.box.sbatch(*words, cwd=self.folder, MOST_CLUSTER_ENV=str(self.folder / "cluster.env"))
         self._jobs.append(job)
         return job
+
+    def script(self, name: str) -> str:
+        """A launcher, in a clone at such a path."""
+        return str(self.folder / "clone" / "launch" / f"{name}.sh")
 
     def on_head(self, *command: str) -> str:
         """A command of the login node, as a user gives it."""
@@ -104,6 +114,10 @@ class Bench:
 
     def saved(self) -> int:
         return max((int(path.name[5:]) for path in (self.run / "checkpoints").glob("step-*")), default=0)
+
+    def drafts(self) -> list[Path]:
+        """Of checkpoints that have no name yet."""
+        return list((self.run / "checkpoints").glob(".step-*"))
 
     def await_saved(self, step: int, seconds: float = 180) -> None:
         self.box.wait(lambda: self.saved() >= step, seconds, f"step {step} being saved")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.slurm import harm
-from tests.slurm.jobs import ROOT, Bench, python_that
+from tests.slurm.jobs import Bench, python_that
 
 ITEMS = 8
 PROGRAM = """
@@ -42,7 +42,7 @@ def stand_in(bench: Bench) -> Path:
 
 
 def submit(bench: Bench, out: Path, *words: str) -> str:
-    options = ["--nodes=2", "--ntasks-per-node=1", str(ROOT / "launch" / "evaluate.sh"), "nll", "--model", "none"]
+    options = ["--nodes=2", "--ntasks-per-node=1", bench.script("evaluate"), "nll", "--model", "none"]
     env = {"MOST_CLUSTER_ENV": str(bench.folder / "cluster.env")}
     job = bench.box.sbatch(*options, "--out", str(out), "--device", "cpu", *words, cwd=bench.folder, **env)
     bench.note(job)

@@ -4,33 +4,39 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import time
 
 import pytest
 
 from megatron_most.checkpoint import read_record, verify_files
 from tests.slurm import harm
-from tests.slurm.jobs import EVERY, ROOT, SMALL, Bench, python_that
+from tests.slurm.jobs import EVERY, SMALL, Bench, python_that
 
 TWO = ("--nodes=2", "--ntasks-per-node=1")
 CLOSE = {"rel": 1e-4}  # fp32, sums in another order
+pytestmark = pytest.mark.timeout(900)  # each wait has its own limit, and says what it was for
 
 
 @pytest.mark.ci
-def test_two_phases_in_a_chain_are_done_with_the_losses_of_one_process(bench: Bench) -> None:
-    words = [*TWO, "--", *SMALL, "--train.steps", "6"]
-    said = bench.on_head("bash", str(ROOT / "launch" / "pipeline.sh"), *words)
+def test_a_chain_of_two_phases_and_an_evaluation_is_done_with_the_losses_of_one_process(bench: Bench) -> None:
+    bench.write_env(MOST_STAGES="stage1 stage2 evaluate")
+    tasks = ["nll", "--dataset", str(bench.data / "asr" / "valid"), "--limit", "3", "--device", "cpu"]
+    words = [*TWO, "--", *SMALL, "--train.steps", "6", "--", *tasks]
+    said = bench.on_head("bash", bench.script("pipeline"), *words)
     jobs = {stage: job for job, stage in (line.split() for line in said.splitlines())}
     bench.note(*jobs.values())
-    bench.box.await_state(jobs["stage2"], "COMPLETED", seconds=290)
+    bench.box.await_state(jobs["evaluate"], "COMPLETED", seconds=290)
+    [result] = (bench.runs / "evaluate").rglob("result.json")
+    assert json.loads(result.read_text())["items"] == 3
     for name in ("stage1-tiny", "stage2-tiny"):
         bench.run = bench.runs / name
         assert (bench.done()["attempt"], bench.done()["step"]) == (1, 6)
         found = bench.losses()
         assert found[5] < found[0]
-    assert found == pytest.approx(bench.losses_of_one_process(), **CLOSE)
+        assert found == pytest.approx(bench.losses_of_one_process(), **CLOSE)
     assert bench.done()["job"] == jobs["stage2"]
-    status = bench.on_head("bash", str(ROOT / "launch" / "status.sh"), str(bench.run))
+    status = bench.on_head("bash", bench.script("status"), str(bench.run))
     assert "DONE" in status and "6 of 6, 6 saved" in status
 
 
@@ -124,14 +130,14 @@ def test_a_job_that_saves_nothing_twice_stops_and_says_so(bench: Bench) -> None:
 
 
 def test_a_phase_that_fails_cancels_what_depends_on_it(bench: Bench) -> None:
-    words = ["--nodes=1", "--ntasks-per-node=1", "--", *SMALL, "--layout.tensor", "7"]
-    said = bench.on_head("bash", str(ROOT / "launch" / "pipeline.sh"), *words)
+    words = ["--nodes=1", "--ntasks-per-node=1", "--", *SMALL, "--data.asr.train", str(bench.folder / "nowhere")]
+    said = bench.on_head("bash", bench.script("pipeline"), *words)
     first, second = (line.split()[0] for line in said.splitlines())
     bench.note(first, second)
     bench.box.await_state(first, "FAILED", seconds=60)
     bench.box.await_state(second, "CANCELLED", seconds=30)
-    assert "layout.tensor" in bench.said(first), "refused by the field's name, before any rank started"
-    assert not bench.run.exists()
+    assert "nowhere: not seen" in bench.said(first) and "no node is fit" in bench.said(first)
+    assert not (bench.attempt(1) / "log").exists(), "no rank was started"
 
 
 def require_whole(bench: Bench, step: int) -> None:
@@ -154,19 +160,35 @@ def test_a_run_that_is_cancelled_goes_on_upon_one_node_and_upon_two_again(bench:
     assert bench.losses() == pytest.approx(bench.losses_of_one_process(), **CLOSE)
 
 
-def test_a_job_that_is_killed_without_notice_leaves_a_whole_checkpoint(bench: Bench) -> None:
+def test_a_rank_that_is_killed_while_it_saves_leaves_a_whole_checkpoint_to_go_on_from(bench: Bench) -> None:
+    """Rank 0 is held where a draft is there, then killed: it can say and tidy nothing."""
     job = bench.submit(*TWO, steps=100_000, fields=("--checkpoint.every", "1"))
     bench.await_saved(6)
-    bench.box.on("head", "scancel", "--full", "--signal=KILL", job)
-    bench.box.wait(lambda: not harm.processes_of(job, "tools/train.py"), 60, "all ranks being gone")
-    assert not (bench.attempt(1) / "end.json").exists(), "nothing could be said"
+    process, _ = harm.processes_of(job, "tools/train.py")[0]
+
+    def is_held_while_saving() -> bool:
+        if not bench.drafts():
+            return False
+        harm.kill(process, signal.SIGSTOP)
+        if bench.drafts():
+            return True
+        harm.kill(process, signal.SIGCONT)  # too late
+        return False
+
+    bench.box.wait(is_held_while_saving, 120, "a checkpoint being written")
+    saved = bench.saved()
+    harm.kill(process, signal.SIGKILL)
+    assert bench.drafts(), "cut off in the middle of it"
+    require_whole(bench, saved)
+    bench.await_attempt(2)
+    bench.await_saved(saved + 2)
     require_whole(bench, bench.saved())
 
 
 def test_scaling_measures_each_number_of_nodes_and_reports(bench: Bench) -> None:
     at = SMALL.index("--checkpoint.every")  # the launcher's own
     words = ["submit", "1", "2", "--ntasks-per-node=1", "--", *SMALL[:at], *SMALL[at + 2 :], "--train.steps", "16"]
-    said = bench.on_head("bash", str(ROOT / "launch" / "scaling.sh"), *words)
+    said = bench.on_head("bash", bench.script("scaling"), *words)
     jobs = {name: job for job, name in (line.split() for line in said.splitlines())}
     bench.note(*jobs.values())
     bench.box.await_state(jobs["report"], "COMPLETED", seconds=280)

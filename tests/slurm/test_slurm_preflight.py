@@ -9,11 +9,13 @@ from pathlib import Path
 
 import pytest
 
+from megatron_most.jobs.facts import from_lines
 from megatron_most.jobs.gpus import FIELDS
-from tests.slurm.jobs import Bench, python_that
+from tests.slurm.jobs import SMALL, Bench, python_that
 from tests.slurm.sandbox import GPUS
 
 TWO = ("--nodes=2", "--ntasks-per-node=1")
+pytestmark = pytest.mark.timeout(900)  # as in test_slurm_life.py
 
 
 def left_behind(bench: Bench, job: str, node: str) -> str:
@@ -74,6 +76,30 @@ def test_sick_gpus_are_left_node_by_node(bench: Bench) -> None:
     assert "n3: 7 GPUs are seen, 8 were granted" in bench.end(2)["reason"]
     assert "preflight: n3: GPU 3 is slowed down (hw_thermal_slowdown)" in bench.said(job)
     bench.box.wait(lambda: bench.box.job(job).get("ExcNodeList") in ("n[2-3]", "n2,n3"), 30, "both being left")
+
+
+def test_a_node_without_the_interpreter_is_left_by_a_job_that_asks_for_gpus_as_its_site_wants(bench: Bench) -> None:
+    """Submitted from the clone by a relative name, with --gres for --gpus-per-node: 4 of the 8 GPUs that a node has."""
+    (bench.folder / "env").mkdir()
+    bench.write_env(MOST_PYTHON=python_that(bench.folder / "env", ""), MOST_NVIDIA_SMI=str(bench.folder / "nvidia-smi"))
+    fine = ", ".join(["NVIDIA H100 80GB HBM3", "570.86.10", "81559", "4", "0", *["Not Active"] * 3])
+    program = bench.folder / "nvidia-smi"
+    program.write_text(f'#!/bin/bash\nfor n in {{0..7}}; do echo "$n, {fine}"; done\n')
+    program.chmod(0o755)
+    bench.box.on("n2", "mount", "-t", "tmpfs", "none", str(bench.folder / "env"))
+    try:
+        words = [*TWO, "--gpus-per-node=0", "--gres=gpu:4", "launch/stage1_asr_tts.sh", *SMALL, "--train.steps", "2"]
+        env = {"MOST_CLUSTER_ENV": str(bench.folder / "cluster.env")}
+        logs = ["--output", str(bench.folder / "%x-%j.log")]
+        job = bench.box.sbatch(*logs, *words, cwd=bench.folder / "clone", **env)
+        bench.note(job)
+        assert "it did not answer; its words are above" in left_behind(bench, job, "n2")
+        assert "python that differs" in bench.said(job) and "No such file or directory" in bench.said(job)
+        bench.box.await_state(job, "COMPLETED", seconds=200)
+    finally:
+        bench.box.on("n2", "umount", str(bench.folder / "env"))
+    nodes = from_lines((bench.attempt(2) / "preflight.facts").read_text().splitlines())
+    assert [len(node["gpus"]["gpus"]) for node in nodes] == [4, 4]
 
 
 def test_gpus_that_were_granted_and_cannot_be_asked_for_end_the_job(bench: Bench) -> None:

@@ -160,7 +160,7 @@ def test_weights_that_are_no_numbers_are_refused_at_saving_and_at_loading(
     with pytest.raises(DataError, match="mean holds .* NaN or infinite"):
         save_vocoder(harmed, tmp_path / "a")
     with monkeypatch.context() as patched:  # as another program may have written it
-        patched.setattr("megatron_most.speech.vocoder._require_finite", lambda arrays, where: None)
+        patched.setattr("megatron_most.speech.vocoder_files._require_finite", lambda arrays, where: None)
         folder = save_vocoder(harmed, tmp_path / "b")
     with pytest.raises(DataError, match="weights.safetensors: mean holds .* NaN or infinite"):
         load_vocoder(folder)

@@ -66,6 +66,16 @@ def test_a_codec_comes_back_from_its_folder_as_it_was(codec: MfccCodec, tmp_path
         save_codec(codec, folder)
 
 
+def test_a_codec_of_centred_features_says_so_and_comes_back(codec: MfccCodec, tmp_path: Path) -> None:
+    centred = fit_mfcc_codec([voice(4.0, seed=s) for s in range(8)], 40, 0.04, seed=1, centred=True)
+    loaded = load_codec(save_codec(centred, tmp_path / "codec"))
+    wave = voice(2.0, seed=12)
+    assert loaded.identity == centred.identity and "centred" in loaded.identity.name
+    assert loaded.encode([wave]) == centred.encode([wave]) != codec.encode([wave])
+    same = MfccCodec(0.04, centred.quantiser)
+    assert same.identity.hash != centred.identity.hash and same.encode([wave]) != centred.encode([wave])
+
+
 def test_the_hash_changes_with_whatever_changes_the_units_and_with_nothing_else(codec: MfccCodec) -> None:
     centroids = codec.quantiser.weight_KD
     moved = centroids.copy()

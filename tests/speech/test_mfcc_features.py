@@ -87,3 +87,16 @@ def test_the_shortest_wave_has_one_frame_and_a_shorter_one_is_refused(frame_s: f
 def test_a_period_that_is_no_whole_number_of_10_ms_is_refused(frame_s: float) -> None:
     with pytest.raises(ConfigError, match="frame_s"):
         mfcc_features(np.zeros(16000, np.float32), frame_s)
+
+
+def test_centred_features_do_without_loudness_and_a_microphones_tone() -> None:
+    wave = voice(2.0, seed=5)
+    plain, centred = mfcc_features(wave, 0.04), mfcc_features(wave, 0.04, centred=True)
+    np.testing.assert_allclose(plain[:, 13:], centred[:, 13:], atol=1e-4)
+    apart = plain[:, :13] - centred[:, :13]
+    np.testing.assert_allclose(apart, np.broadcast_to(apart[0], apart.shape), atol=1e-4)
+    centre, before = np.abs(centred[:, :13].mean(axis=0)), np.abs(plain[:, :13].mean(axis=0))
+    assert centre.max() < 0.5 and before.max() > 5  # the mean is that of all periods, some of the last are in no frame
+    softer = np.float32(0.3) * wave
+    np.testing.assert_allclose(mfcc_features(softer, 0.04, centred=True), centred, atol=0.05)
+    assert np.abs(mfcc_features(softer, 0.04) - plain).max() > 1

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from megatron_most.data.manifest_writer import ManifestWriter
-from megatron_most.data.rows import ChatRow, Turn
+from megatron_most.data.rows import ChatRow, SpeechPart, Turn
 from megatron_most.data.unit_set import ARRAYS, FILES, HASHED, HEADER, IDS, REJECTS, UnitHeader
 from megatron_most.errors import DataError
 from megatron_most.runtime import sha256_file
@@ -146,6 +146,7 @@ def test_chats_are_compared_by_turns_and_what_is_missing_is_said(tmp_path: Path,
     with ManifestWriter(tmp_path / "chats", kind="chat", **about) as out:
         for number in range(60):
             turns = [Turn(role=role, parts=(sentence(draw, "music", 9),)) for role in ("user", "assistant") * 2]
+            turns[0] = Turn(role="user", parts=(SpeechPart(utterance=f"spoken-{number}"),))  # no words: not 0 words
             out.add_chat(ChatRow(id=f"chat-{number}", turns=tuple(turns)))
     found = compare([tmp_path / "chats"], [real], (), (), OPTIONS)
     assert set(found.left_out) == {"speakers", "seconds", "units"}

@@ -256,6 +256,7 @@ def test_in_rewritten_chats_the_user_cuts_in_and_hears_the_rest(tmp_path: Path) 
         (["dialogues", "--out", "x", "--seeds", str(SEEDS), "--max-reject-rate", "1"], "--max-reject-rate 1"),
         (["dialogues", "--out", "x", "--seeds", str(SEEDS), "--filters.near-duplicate", "0"], "near-duplicate 0"),
         (["dialogues", "--out", "x", "--seeds", "nowhere.toml"], "nowhere.toml"),
+        (["dialogues", "--out", "x", "--chats", "nowhere.jsonl"], "nowhere.jsonl: .*check the path"),
         (["merge", "--dialogues", "nowhere", "--out", "x"], "no shards here"),
         (["report", "--dialogues", "nowhere", "--out", "x.html"], "nowhere"),
     ],

@@ -274,5 +274,13 @@ def test_a_refused_connection_was_not_sent() -> None:
 
 def test_the_key_is_hidden_in_all_its_spellings() -> None:
     escaped = "".join(f"\\u{ord(sign):04x}" for sign in KEY)
-    for form in (KEY, KEY.replace("/", "\\/"), "sk-Test%2F0123456789abcdef%2BXYZ", escaped):
+    mixed = "\\u0073k-Test\\/0123456789abcdef\\u002BXYZ"  # a server may escape what it likes, and leave the rest
+    within = mixed.replace("\\", "\\\\")  # JSON quoted in JSON
+    other = "s&#107;-Test&#x2F;0123456789abcdef%2bXYZ"
+    plain = (KEY, KEY.replace("/", "\\/"), "sk-Test%2F0123456789abcdef%2BXYZ", escaped)
+    for form in (*plain, escaped.upper().replace("\\U", "\\u"), mixed, within, other):
         assert without_key(f"a {form} b".encode(), KEY) == b"a *** b"
+    begin = time.process_time()
+    for hostile in (b"\\" * 1_000_000, b"&#" + b"0" * 1_000_000, KEY[:-1].encode() * 40_000):
+        assert without_key(hostile, KEY) == hostile
+    assert time.process_time() - begin < 5

@@ -92,7 +92,7 @@ def test_a_request_waits_for_those_whose_worst_case_is_in_its_way(tmp_path: Path
             second = pool.submit(ledger.reserve, "b", Cost(1, 100, 150), NEVER)
             assert not second.done()
             ledger.settle(first, "a", Cost(1, 20, 20), None)
-            assert second.result(timeout=5) == 1
+            assert second.result(timeout=60) == 1
 
 
 def test_a_damaged_ledger_is_refused_by_its_line(tmp_path: Path) -> None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import re
+import tomllib
 from pathlib import Path
 
 import pytest
 
 from megatron_most.errors import DataError
+from megatron_most.speech.judge_pocketsphinx import unknown_words
+from megatron_most.synthesize.phrases import PROMPTS
 from megatron_most.synthesize.seeds import Fact, load_seeds
 
 ROOT = Path(__file__).resolve().parent.parent.parent
+_NAMED = re.compile(r"\{[a-z_]+\}")
 
 
 def write(folder: Path, text: str, name: str = "seeds.toml") -> Path:
@@ -90,3 +95,18 @@ def test_a_file_without_seeds_is_an_error(tmp_path: Path, name: str, text: str, 
 def test_the_example_is_a_dozen_topics_without_a_fault() -> None:
     seeds = load_seeds(ROOT / "examples" / "synthesis" / "seeds.toml")
     assert len(seeds.topics) == 12 and len(seeds.personas) == 5 and not seeds.bad
+
+
+def test_the_judge_of_the_demo_knows_every_word_that_it_can_say() -> None:
+    """A dialogue with a word that is not in its dictionary is set aside."""
+    pytest.importorskip("pocketsphinx", reason="pocketsphinx is not installed: pip install pocketsphinx")
+    seeds = load_seeds(ROOT / "examples" / "synthesis" / "seeds.toml")
+    facts = [fact for topic in seeds.topics for fact in topic.facts]
+    phrases = [text for rule in tomllib.loads((PROMPTS / "grammar.toml").read_text()).values() for text in rule]
+    texts = [
+        *(fact.say for fact in facts),
+        *(fact.ask or "" for fact in facts),
+        *(topic.name for topic in seeds.topics),
+    ]
+    texts += [text for persona in seeds.personas for text in persona.says]
+    assert unknown_words([*texts, *(_NAMED.sub("", text) for text in phrases)]) == []

@@ -46,6 +46,39 @@ SPOKEN = [
     ("1 km², 10 m^3", "One square kilometer, ten cubic meters"),
     ("-5°C", "Minus five degrees Celsius"),
     ("he is 6'2\" tall", "he is six foot two tall"),
+    ("at 15:30 we met, at 12:00 we ate", "at fifteen thirty we met, at twelve o'clock we ate"),
+    ("run in 1:02:03", "run in one oh two and three seconds"),
+    ("9am-5pm or 10 a.m.-5 p.m.", "Nine a m to five p m or ten a m to five p m."),
+    ("the 22nd of May, 1922", "May twenty-second, nineteen twenty-two"),
+    ("from 1960-70", "from nineteen sixty to nineteen seventy"),
+    ("on 9/11, 24/7", "on nine eleven, twenty-four seven"),
+    (
+        "$5-10, $5-10 million, $10K-$20K",
+        "Five to ten dollars, five to ten million dollars, ten thousand dollars to twenty thousand dollars",
+    ),
+    ("£5m, $2bn, 25¢ or USD 20", "Five million pounds, two billion dollars, twenty-five cents or twenty dollars"),
+    (
+        "1 in 5 people, born 1990 in Rome at 5 in the morning",
+        "One in five people, born nineteen ninety in Rome at five in the morning",
+    ),
+    (
+        "5in wide, 3 in. long, 5 ft. tall, 5 ft. 3 in.",
+        "Five inches wide, three inches long, five feet tall, five feet three inches.",
+    ),
+    ("a 3x3 grid, 5x faster", "a three by three grid, five times faster"),
+    # sums
+    ("10 - 3 = 7 and 10 / 2 = 5", "Ten minus three equals seven and ten divided by two equals five"),
+    ("5 > 3, x <= 4, but ≥3", "Five is more than three, x is at most four, but at least three"),
+    (
+        "10^6, 6.02e23 and 1e-5",
+        "Ten to the power of six, six point zero two times ten to the power of twenty-three and "
+        "one times ten to the power of minus five",
+    ),
+    ("~5, ±5 and 1000/7", "About five, plus or minus five and one thousand over seven"),
+    (
+        "call 555-1234, ISBN 978-3-16-1",
+        "call five five five, one two three four, ISBN nine seven eight, three, one six, one",
+    ),
     # addresses
     ("see https://www.example.com/about.", "see example dot com slash about."),
     ("see https://en.wikipedia.org/wiki/Tide?x=1&y=2 now", "see en dot wikipedia dot org now"),
@@ -55,9 +88,9 @@ SPOKEN = [
     ("Dr. Lee and Mrs. Fox, e.g., of St. Ives", "Doctor Lee and Missus Fox, for example, of Saint Ives"),
     ("Rock & roll, i.e. noise, etc.", "Rock and roll, that is noise, et cetera."),
     ("J.R.R. Tolkien of the U.K.", "J R R Tolkien of the U K."),
-    ("No. 5 and #7", "number five and number seven"),
+    ("No. 5 and #7", "Number five and number seven"),
     ("2 + 2 = 4", "Two plus two equals four"),
-    ("yes/no", "yes or no"),
+    ("yes/no and/or never", "yes or no and or never"),
     ("C++ or C#", "C plus plus or C sharp"),
     # punctuation
     ("He (the baker) left... Then\nshe came", "He, the baker, left, Then she came"),

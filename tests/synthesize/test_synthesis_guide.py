@@ -54,7 +54,7 @@ def test_every_command_of_the_guide_parses(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_every_option_the_guide_names_exists() -> None:
     known = set().union(*(options_of(step) for step in (*commands._STEPS.values(), *data_commands._STEPS.values())))
-    known |= {"help", "port"}  # port: vllm's
+    known |= {"help", "port", "scale"}  # port: vllm's; scale: examples/synthesis/run.py's
     known |= {"name", "licence", "source", "files", "column"}  # of `manifest chat`
     named = {word.rstrip(".") for word in re.findall(r"(?<![\w-])--([a-z][a-z.-]*[a-z])", GUIDE)}
     assert named <= known, sorted(named - known)

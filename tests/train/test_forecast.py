@@ -50,3 +50,19 @@ def test_tokens_and_epochs_come_as_told(data: Path, tmp_path: Path, changes: dic
     assert not any("validation" in line for line in described(plan, reader))  # there is none
     rest = forecast(plan, reader, first=6)
     assert rest.steps == 2 and rest.tokens < told.tokens / 2
+
+
+def test_a_short_phase_is_told_from_the_windows_that_it_takes(data: Path, tmp_path: Path) -> None:
+    plan = build(recipe(data, tmp_path, **{"train.steps": 2, "data.window": 8}), CPU)
+    reader, seen = open_reader(plan), []
+    window_rows = reader.window_rows
+
+    def look(window: int) -> Any:
+        seen.append(window)
+        return window_rows(window)
+
+    reader.window_rows = look  # type: ignore[assignment]
+    told = forecast(plan, reader)
+    *whole, last = (len(window_rows(window)) for window in seen)
+    assert seen == list(range(len(seen))) and sum(whole) < 16 <= sum(whole) + last  # two batches of eight rows
+    assert told.rows == pytest.approx(16) and told.documents == pytest.approx(16 * 8 * len(seen) / (sum(whole) + last))

@@ -22,7 +22,11 @@ except SystemExit as end:
 
 @pytest.mark.parametrize(
     ("words", "code", "said"),
-    [(["--help"], 0, "--train.steps"), (["--config", "most-tinny"], 2, "did you mean most-tiny?")],
+    [
+        (["--help"], 0, "--train.steps"),
+        (["--reference"], 0, "| `top_k` | integer |"),
+        (["--config", "most-tinny"], 2, "did you mean most-tiny?"),
+    ],
 )
 def test_what_needs_no_model_loads_none(words: list[str], code: int, said: str) -> None:
     done = subprocess.run([sys.executable, "-c", PROBE, *words], capture_output=True, text=True, cwd=ROOT)

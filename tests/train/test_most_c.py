@@ -5,7 +5,8 @@ fit is refused by its field.
 from __future__ import annotations
 
 import shutil
-import time
+import signal
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from megatron_most.train import run_training
 from tests.data_files import make_tokenizer
 from tests.frame_files import build_frames, frame_inputs, make_speech
 from tests.harness import launch_ranks
-from tests.phases import begin, losses, refusal, run
+from tests.phases import kill_when_saved, losses, refusal, run, run_until
 from tests.speech_models import save_tiny_hubert
 
 STEPS = 8
@@ -61,17 +62,31 @@ def unbroken(corpus: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[int
 def test_a_killed_run_goes_on_to_the_same_losses_from_kept_frames_too(
     corpus: Path, tmp_path: Path, unbroken: dict[int, float]
 ) -> None:
-    process = begin(recipe(corpus, tmp_path / "run"))
-    while not (tmp_path / "run" / "checkpoints" / "step-00000003").exists():
-        time.sleep(0.005)
-        assert process.is_alive(), "the run ended before it could be killed"
-    process.kill()
-    process.join()
+    saved = tmp_path / "run" / "checkpoints" / "step-00000003"
+    assert run_until(recipe(corpus, tmp_path / "run"), 4, partial(kill_when_saved, saved)) == -signal.SIGKILL
     source = open_frames(FrameSettings())
     keep_frames(corpus / "asr", source, tmp_path / "kept", (0, 1), [corpus / "corpus" / "audio"], stored="float32")
     kept = {"data.frames": [str(tmp_path / "kept")], "data.audio_roots": []}
     run(recipe(corpus, tmp_path / "run", **kept))
     assert losses(tmp_path / "run") == unbroken and unbroken[STEPS - 1] < unbroken[0]
+
+
+def test_a_killed_run_with_augmented_frames_goes_on_to_the_same_losses(
+    corpus: Path, tmp_path: Path, unbroken: dict[int, float]
+) -> None:
+    changes = {
+        "data.augment.noise": 1.0, "data.augment.volume": 0.5, "data.spec_augment.time_masks": 2,
+        "data.spec_augment.feature_masks": 2, "train.steps": 5, "train.schedule": "constant",
+    }  # fmt: skip
+    run(recipe(corpus, tmp_path / "whole", **changes))
+    saved = tmp_path / "run" / "checkpoints" / "step-00000003"
+    killed = recipe(corpus, tmp_path / "run", **changes)
+    assert run_until(killed, 4, partial(kill_when_saved, saved)) == -signal.SIGKILL
+    run(recipe(corpus, tmp_path / "run", **{**changes, "data.frames_threads": 3}))
+    assert losses(tmp_path / "run") == losses(tmp_path / "whole")
+    assert losses(tmp_path / "run")[0] != unbroken[0]
+    other = recipe(corpus, tmp_path / "run", **{**changes, "data.augment.noise": 0.5, "train.steps": 5})
+    assert "data.augment.noise = 0.5" in refusal(other) and "how speech sounds" in refusal(other)
 
 
 def test_a_hubert_model_that_has_moved_is_heard_while_training_and_another_is_refused(

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 
 import jiwer
+import pytest
 
 from megatron_most.config import load_recipe, replace
 from tests.data_files import make_tokenizer
@@ -15,6 +16,7 @@ from tests.phases import run
 STEPS, UTTERANCES = 70, 20
 
 
+@pytest.mark.slow  # seventy steps; that every part of hearing is right is told by test_most_c.py, in three
 def test_twenty_utterances_are_transcribed_by_heart(tmp_path: Path) -> None:
     make_tokenizer(tmp_path / "tokenizer")
     speech = make_speech(tmp_path / "corpus", recordings=4, cuts=UTTERANCES // 4, longest=4)

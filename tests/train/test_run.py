@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 import signal
-import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,15 +16,15 @@ import pytest
 
 from megatron_most.checkpoint.record import sum_of
 from megatron_most.config import RunConfig, dump
+from megatron_most.config.resume import DECIDES, MAY_CHANGE, decides, require_same_run
 from megatron_most.data import Position
 from megatron_most.errors import CheckpointError
 from megatron_most.runtime import Launch, hear_signals
 from megatron_most.train import EXIT_STOPPED
-from megatron_most.train.resume import DECIDES, MAY_CHANGE, decides, require_same_run
 from megatron_most.train.state import RunState
 from tests.config.runs import FIELDS
 from tests.harness import launch_ranks
-from tests.phases import STEPS, begin, lines, losses, one_run, recipe, refusal, run
+from tests.phases import STEPS, kill_when_saved, lines, losses, one_run, recipe, refusal, run, run_until
 
 
 @pytest.fixture(scope="module")
@@ -58,12 +58,8 @@ def test_a_phase_learns_validates_and_leaves_its_last_checkpoints(unbroken: Path
 def test_a_killed_run_goes_on_and_its_stitched_losses_are_the_unbroken_ones(
     data: Path, tmp_path: Path, unbroken: Path, world: int, changes: dict[str, Any], tolerance: float
 ) -> None:
-    process = begin(recipe(data, tmp_path))
-    while not (tmp_path / "checkpoints" / "step-00000004").exists():
-        time.sleep(0.005)
-        assert process.is_alive(), "the run ended before it could be killed"
-    process.kill()
-    process.join()
+    saved = tmp_path / "checkpoints" / "step-00000004"
+    assert run_until(recipe(data, tmp_path), 5, partial(kill_when_saved, saved)) == -signal.SIGKILL
     run(recipe(data, tmp_path, **changes), world)
     stitched, whole = losses(tmp_path), losses(unbroken)
     assert set(stitched) == set(whole)
@@ -75,17 +71,15 @@ def test_a_killed_run_goes_on_and_its_stitched_losses_are_the_unbroken_ones(
 def test_asked_to_stop_it_saves_and_says_so_and_then_goes_on(
     data: Path, tmp_path: Path, unbroken: Path, how: str
 ) -> None:
-    process = begin(recipe(data, tmp_path, **{"checkpoint.every": 0}))
-    while not (tmp_path / "metrics.jsonl").exists():
-        time.sleep(0.005)
-    if how == "file":
-        (tmp_path / "stop").touch()
-    else:
-        os.kill(process.pid, getattr(signal, how))
-    process.join(60)
-    assert process.exitcode == EXIT_STOPPED
+    def ask() -> None:
+        if how == "file":
+            (tmp_path / "stop").touch()
+        else:
+            os.kill(os.getpid(), getattr(signal, how))
+
+    assert run_until(recipe(data, tmp_path, **{"checkpoint.every": 0}), 3, ask) == EXIT_STOPPED
     [saved] = [path for path in (tmp_path / "checkpoints").iterdir() if path.name.startswith("step-")]
-    assert 0 < int(saved.name[5:]) < STEPS and len(losses(tmp_path)) == int(saved.name[5:])
+    assert int(saved.name[5:]) == 4 == len(losses(tmp_path))  # the step in which it was asked is its last
     (tmp_path / "stop").unlink(missing_ok=True)
     run(recipe(data, tmp_path))
     assert losses(tmp_path) == losses(unbroken)
@@ -106,13 +100,59 @@ def test_what_would_make_it_another_run_is_refused_by_name(data: Path, tmp_path:
     folder = tmp_path / "run"
     shutil.copytree(unbroken, folder)
     for changes, wrong in [
-        ({"train.learning_rate": 1e-3}, f"train.learning_rate = 0.001, but the run in {folder} was.*how far a step"),
+        (
+            {"train.learning_rate": 1e-3},
+            f"train.learning_rate = 0.001, but the run in {folder} was.*how far steps go that",
+        ),
         ({"moe.top_k": 1}, "moe.top_k = 1, but the run"),
         ({"data.asr.weight": 0.5}, "data.asr.weight = 0.5, but the run"),
         ({"train.steps": 20}, "train.steps = 20, but the run"),
         ({"data.asr.train": [str(data / "asr" / "valid")]}, "fingerprint of dataset 0 of task asr"),
     ]:
         assert re.search(wrong, refusal(recipe(data, folder, **changes)))
+
+
+def test_a_run_is_made_longer_or_cooled_down_where_no_step_taken_would_have_gone_another_way(
+    data: Path, tmp_path: Path
+) -> None:
+    def stored(name: str, **changes: object) -> Path:
+        path = tmp_path / name / "checkpoints" / "step-00000006" / "resolved.toml"
+        path.parent.mkdir(parents=True)
+        path.write_text(dump(recipe(data, tmp_path / name, **changes)))
+        return path
+
+    flat = stored("flat", **{"train.schedule": "constant", "train.steps": 6})
+    cooled = {"train.schedule": "wsd", "train.steps": 10, "train.decay_steps": 4}
+    wsd = stored("wsd", **cooled)
+    linear = stored("linear", **{"train.schedule": "linear", "train.steps": 6})
+    for was, changes, taken, refused in [
+        (flat, {"train.schedule": "constant", "train.steps": 20}, 6, None),
+        (flat, cooled, 6, None),
+        (flat, {**cooled, "train.decay_steps": 6}, 6, "train.decay_steps"),
+        (
+            flat,
+            {"train.schedule": "constant", "train.steps": 20, "train.learning_rate": 1e-4},
+            6,
+            "train.learning_rate",
+        ),
+        (wsd, {**cooled, "train.steps": 20}, 6, None),
+        (wsd, {**cooled, "train.steps": 20}, 8, "train.steps"),
+        (linear, {"train.schedule": "linear", "train.steps": 20}, 6, "train.steps"),
+    ]:
+        now = recipe(data, was.parents[2], **changes)
+        if refused:
+            with pytest.raises(CheckpointError, match=f"{refused} = .*how far steps go that are taken"):
+                require_same_run(was, now, taken)
+        else:
+            require_same_run(was, now, taken)
+
+
+def test_a_run_of_a_constant_rate_goes_on_beyond_its_end(data: Path, tmp_path: Path) -> None:
+    constant = {"train.schedule": "constant", "train.warmup_steps": 0}
+    run(recipe(data, tmp_path / "whole", **constant, **{"train.steps": 5}))
+    run(recipe(data, tmp_path / "grown", **constant, **{"train.steps": 3}))
+    run(recipe(data, tmp_path / "grown", **constant, **{"train.steps": 5}))
+    assert losses(tmp_path / "grown") == losses(tmp_path / "whole") and len(losses(tmp_path / "whole")) == 5
 
 
 def test_phase_2_begins_with_the_weights_of_phase_1_and_a_fresh_optimizer(
@@ -172,12 +212,12 @@ def test_what_is_balanced_together_may_not_change_where_that_is_a_micro_batch(
         ({}, False),
     ]:
         stored.write_text(dump(recipe(data, tmp_path / "run", **changes)))
-        other = recipe(data, tmp_path / "run", **changes, **{"train.micro_batch_size": 4})
+        other = recipe(data, tmp_path / "run", **changes, **{"train.micro_batch_size": 2})
         if is_refused:
-            with pytest.raises(CheckpointError, match="train.micro_batch_size = 4, .*tokens the auxiliary loss bal"):
-                require_same_run(stored, other)
+            with pytest.raises(CheckpointError, match="train.micro_batch_size = 2, .*tokens the auxiliary loss bal"):
+                require_same_run(stored, other, 1)
         else:
-            require_same_run(stored, other)
+            require_same_run(stored, other, 1)
 
 
 def test_what_teaches_nothing_may_change_while_a_run_goes_on(data: Path, tmp_path: Path, unbroken: Path) -> None:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_most.config import TrainConfig
-from megatron_most.train.schedule import learning_rate
+from megatron_most.config import TrainConfig, learning_rate
 
 
 def rates(**changes: object) -> list[float]:

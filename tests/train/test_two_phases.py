@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
 
+from megatron_most.checkpoint import find_checkpoint
 from megatron_most.config import load_recipe, replace
 from megatron_most.train import EXIT_STOPPED
 from tests.harness import launch_ranks
 from tests.phases import losses, one_run
+from tests.programs import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHOWN = ROOT / "docs" / "two_phases.json"
 
 
@@ -36,3 +41,24 @@ def test_its_first_steps_are_those_of_the_curve_in_the_docs(tmp_path: Path) -> N
     # Units are fitted here: another processor's rounding may move some, and with them the losses a little.
     codec = json.loads((tmp_path / "codec" / "codec.json").read_text(encoding="utf-8"))["identity"]["hash"]
     assert found == pytest.approx({0: curve[0], 1: curve[1]}, rel=1e-4 if codec == shown["codec"] else 2e-2)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
+    """All four as written, but for fewer utterances and steps."""
+    block = re.search(r"```bash\n(.venv/bin/python examples/two_phases/prepare.py\n.*?)```", README, re.S)
+    assert block is not None
+    few = ["--train.warmup-steps", "0", "--train.global-batch-size", "4", "--train.validate-every", "2"]
+    more = {"examples/two_phases/prepare.py": ["--utterances", "60"], "tools/train.py": ["--train.steps", "2", *few]}
+    ran = []
+    for line in block[1].splitlines():
+        program, tool, *words = shlex.split(line)
+        assert program == ".venv/bin/python"
+        done = run_program(ROOT / tool, *words, *more.get(tool, []), cwd=tmp_path)
+        assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
+        ran.append(tool)
+    assert ran == ["examples/two_phases/prepare.py", "tools/train.py", "tools/train.py", "tools/report.py"]
+    runs = tmp_path / "runs" / "two_phases" / "runs"
+    config = load_recipe(find_checkpoint(runs / "stage2", "")[0] / "resolved.toml")
+    assert config.train.steps == 2 and Path(str(config.checkpoint.start_from)) == runs / "stage1"
+    assert "stage2" in (tmp_path / "runs" / "two_phases" / "report.html").read_text(encoding="utf-8")

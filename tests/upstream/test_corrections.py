@@ -23,6 +23,7 @@ from tests.harness import RanksFailed, run_ranks
 from tests.weights import load_parts, named_weights, part_of, whole_weights
 
 TP_EP = {"layout.tensor": 2, "layout.expert": 2}
+TWO_LAYERS = {"model.num_layers": 2}  # a dense one and one with experts
 ROWS = ("mixed", "wave", "audio", "text")
 
 
@@ -110,12 +111,14 @@ STAND_INS: dict[str, tuple[int, dict[str, Any]]] = {  # where each shows that it
     "_get_cuda_rng_state": (2, {**TP_EP, "recompute.granularity": "full"}),
     "_set_cuda_rng_state": (2, TP_EP),
     "HAVE_TE": (1, {}),
-    "function mode": (2, {"layout.context": 2}),
+    "schedules": (1, {}),
+    "rope_utils": (2, {"layout.context": 2}),
+    "cuda": (2, {"layout.context": 2}),
 }
 
 
 def test_every_stand_in_is_listed() -> None:
-    assert {name for _, name, _ in megatron_cpu._stand_ins()} | {"function mode"} == set(STAND_INS)
+    assert {megatron_cpu.label(where, name) for where, name, _ in megatron_cpu._stand_ins()} == set(STAND_INS)
 
 
 @pytest.mark.parametrize("name", STAND_INS)
@@ -138,7 +141,8 @@ def gradients(ranks: Ranks, without: str, file: Path) -> float:
     """One process writes all gradients to `file`; other layouts return the worst relative difference from them."""
     ALL[without]()
     many = ranks.world_size > 1
-    plan = make_plan(replace(load_recipe("most-tiny"), TP_EP if many else {}), ranks.world_size, ranks.device)
+    changes = {**TWO_LAYERS, **(TP_EP if many else {})}
+    plan = make_plan(replace(load_recipe("most-tiny"), changes), ranks.world_size, ranks.device)
     with open_groups(plan, ranks) as session:
         groups = session.groups
         model = build_model(plan, groups)
@@ -169,7 +173,7 @@ def start_weights(ranks: Ranks, leave_out: str, changes: dict[str, Any]) -> None
     different.
     """
     megatron_cpu.install(leave_out)
-    plan = make_plan(replace(load_recipe("most-tiny"), changes), ranks.world_size, ranks.device)
+    plan = make_plan(replace(load_recipe("most-tiny"), {**TWO_LAYERS, **changes}), ranks.world_size, ranks.device)
     with open_groups(plan, ranks) as session:
         model = build_model(plan, session.groups)
         if plan.layout.expert > 1:

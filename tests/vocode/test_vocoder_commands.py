@@ -114,7 +114,7 @@ def test_the_guides_commands_are_commands(monkeypatch: pytest.MonkeyPatch) -> No
         monkeypatch.setattr(kind, "run", lambda self: parsed.append(type(self).__name__))
     for block in re.findall(r"^```bash\n(.*?)^```", guide, re.S | re.M):
         speech = next(iter(re.findall(r'^speech="(.*)"$', block, re.M)), "")
-        for line in re.findall(r"^.venv/bin/python tools/train_vocoder.py (.*)$", block, re.M):
+        for line in re.findall(r"^.venv/bin/python tools/train_vocoder.py (.*)$", block.replace("\\\n", " "), re.M):
             run_train_vocoder(shlex.split(line.replace("$speech", speech)))
     assert set(parsed) == {"Codebook", "HifiGan", "Convert", "Speak", "Hear"}
 

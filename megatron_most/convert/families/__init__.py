@@ -7,13 +7,16 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_most.config import Plan, RunConfig
-from megatron_most.convert.families import deepseek_v2, llama, most, qwen3_moe
+from megatron_most.convert.families import deepseek_v2, fields, llama, most, qwen3_moe, rows
 from megatron_most.convert.families.most import has_modalities
 from megatron_most.convert.settings import Settings
 from megatron_most.convert.tables import Row
 from megatron_most.errors import CheckpointError
 
-__all__ = ["EMBEDDING", "FAMILIES", "HEAD", "Family", "family_for", "family_named", "family_of", "has_modalities"]
+__all__ = [
+    "EMBEDDING", "FAMILIES", "HEAD", "Family", "add_family", "family_for", "family_named", "family_of", "fields",
+    "has_modalities", "rows",
+]  # fmt: skip
 
 EMBEDDING, HEAD = "model.embed_tokens.weight", "lm_head.weight"
 
@@ -39,6 +42,9 @@ class Family:
     """HF tensors, by pattern, that follow from config.json, as old versions stored them."""
     upcycled: tuple[Row, ...] | None = None
     """Of a dense family: the table that makes a model with experts of it."""
+
+    claims: Callable[[RunConfig], bool] | None = None
+    """Of an added family: which models of ours are exported as it."""
 
     def derived_in(self, config: RunConfig) -> tuple[str, ...]:
         """Likewise for one model: tied to the embedding, the head is stored by some all the same."""
@@ -69,6 +75,15 @@ FAMILIES = {
 }  # fmt: skip
 
 
+def add_family(family: Family) -> None:
+    """Let a family that this package does not know be converted too, by this process."""
+    for known in FAMILIES.values():
+        if known.name == family.name or {*known.model_types} & {*family.model_types}:
+            wrong = f"family {family.name} ({', '.join(family.model_types)}): {known.name} is here already"
+            raise CheckpointError(f"{wrong}; give it another name and its own model_types")
+    FAMILIES[family.name] = family
+
+
 def family_of(settings: Settings) -> Family:
     """The family that a config.json is of."""
     kind = settings.get("model_type")
@@ -81,6 +96,9 @@ def family_of(settings: Settings) -> Family:
 
 def family_for(config: RunConfig) -> Family:
     """The family that says all of a model of ours."""
+    for family in FAMILIES.values():
+        if family.claims is not None and family.claims(config):
+            return family
     if not config.moe.num_experts:
         return FAMILIES["llama"]
     if has_modalities(config) or config.model.wave_size:

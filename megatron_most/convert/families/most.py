@@ -11,7 +11,7 @@ from typing import Any
 from megatron_most.config import Plan, RunConfig
 from megatron_most.convert.families import fields
 from megatron_most.convert.families.deepseek_v2 import read_experts, write_experts
-from megatron_most.convert.families.rows import BUFFERS, DENSE, EXPERTS, FRAME, GQA, MLA, WAVE
+from megatron_most.convert.families.rows import BUFFERS, DENSE, EXPERTS, FRAME, GQA, MLA, WAVE, WAVE_LAYERS
 from megatron_most.convert.settings import Settings
 from megatron_most.convert.tables import Row
 from megatron_most.vocab import TAG_NAMES, tag_id
@@ -33,7 +33,7 @@ def _only(attention: str, rows: tuple[Row, ...]) -> tuple[Row, ...]:
     return tuple(when(row) for row in rows)
 
 
-TABLE = (*FRAME, *_only("mla", MLA), *_only("gqa", GQA), *DENSE, *EXPERTS, *BUFFERS, *WAVE)
+TABLE = (*FRAME, *_only("mla", MLA), *_only("gqa", GQA), *DENSE, *EXPERTS, *BUFFERS, *WAVE, *WAVE_LAYERS)
 
 
 def read(settings: Settings) -> fields.Changes:
@@ -49,19 +49,28 @@ def read(settings: Settings) -> fields.Changes:
         "moe.gate": settings.one_of("gate", ["masked_softmax", "reference"], "reference"),
         "moe.normalise_top_k": settings.flag("norm_topk_prob", False),
         "moe.bias_rate": _BIAS_RATE if settings.flag("use_expert_bias", False) else 0.0,
-        "model.wave_size": 0,
     }
     if (shared := settings.integer("shared_intermediate_size", None, least=0)) is not None:
         changes["moe.shared_hidden_size"] = shared
     if (dense := settings.integers("dense_layers")) is not None:
         changes["moe.dense_layers"] = sorted(dense)
-    width = settings.integer("hubert_hidden_size", 768)
-    if settings.flag("use_continuous_audio", False):
-        changes["model.wave_size"] = width
-        changes["model.wave_stack"] = settings.integer("audio_frames_stacked", 1)
-        if (source := settings.get("audio_frames_source")) is not None:
-            changes["model.wave_source"] = str(source)
-    return changes
+    return {**changes, **_read_wave(settings)}
+
+
+def _read_wave(settings: Settings) -> fields.Changes:
+    """All fields are asked for, also where others say that they do not matter: transformers writes them all."""
+    width, stack = settings.integer("hubert_hidden_size", 768), settings.integer("audio_frames_stacked", 1)
+    source, layers = settings.get("audio_frames_source"), settings.integers("audio_wave_layers")
+    heads = settings.integer("audio_wave_heads", 12)
+    inner = settings.integer("audio_wave_intermediate_size", 3072)
+    if not settings.flag("use_continuous_audio", False):
+        return {"model.wave_size": 0}
+    found: fields.Changes = {"model.wave_size": width, "model.wave_stack": stack}
+    if source is not None:
+        found["model.wave_source"] = str(source)
+    if layers:
+        found |= {"model.wave_layers": layers, "model.wave_heads": heads, "model.wave_inner_size": inner}
+    return found
 
 
 def _read_groups(settings: Settings) -> fields.Changes:
@@ -148,6 +157,10 @@ def _write_wave(config: RunConfig) -> dict[str, Any]:
         found["audio_frames_stacked"] = model.wave_stack
     if model.wave_source is not None:
         found["audio_frames_source"] = model.wave_source
+    if model.wave_layers:
+        found["audio_wave_layers"] = list(model.wave_layers)
+        found["audio_wave_heads"] = model.wave_heads
+        found["audio_wave_intermediate_size"] = model.wave_inner_size
     return found
 
 

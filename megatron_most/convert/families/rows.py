@@ -110,3 +110,18 @@ WAVE = tuple(
         when=lambda config: config.model.wave_size > 0)
     for name, shape in (("weight", "hidden wave"), ("bias", "hidden"))
 )  # fmt: skip
+
+_LAYER, _HUBERT = "wave.encoder.{wave_layer}", "model.audio_wave_processor.hubert_model.encoder.layers.{hubert_layer}"
+WAVE_LAYERS = tuple(
+    Row(f"{_LAYER}.{ours}.{kind}", f"{_HUBERT}.{theirs}.{kind}", shape if kind == "weight" else shape.split()[0],
+        layers="wave")
+    for ours, theirs, shape in (
+        *((f"{name}_proj", f"self_attn.{name}_proj", "frame frame") for name in ("q", "k", "v", "out")),
+        ("attention_norm", "self_attn_layer_norm", "frame"),
+        ("fc1", "fc1", "frame_inner frame"),
+        ("fc2", "fc2", "frame frame_inner"),
+        ("final_norm", "final_layer_norm", "frame"),
+    )
+    for kind in ("weight", "bias")
+)  # fmt: skip
+"""Of the encoder, what learns. Its layers are counted from 1 with us, from 0 there."""

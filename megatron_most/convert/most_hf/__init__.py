@@ -21,7 +21,7 @@ AUTO_MAP = {
     "AutoModelForCausalLM": "modeling_most.MostForCausalLM",
 }
 
-CODE_FILES = ("configuration_most.py", "modeling_most.py", "attention_most.py", "experts_most.py")
+CODE_FILES = ("configuration_most.py", "modeling_most.py", "attention_most.py", "encoder_most.py", "experts_most.py")
 
 __all__ = ["AUTO_MAP", "CODE_FILES", "MostConfig", "MostForCausalLM", "MostModel", "copy_code", "register"]
 

@@ -38,7 +38,10 @@ class MostConfig(PretrainedConfig):
     dense_layers: layers without experts; not given: the first `first_k_dense_replace`.
     shared_intermediate_size: width of the shared experts; not given: n_shared_experts * moe_intermediate_size.
     use_expert_bias: layers hold a bias on the choice of experts, never on their weights.
-    use_continuous_audio: features of width `hubert_hidden_size` may stand in place of embeddings.
+    use_continuous_audio: features of width `hubert_hidden_size` may stand in place of embeddings. Each is
+        `audio_frames_stacked` frames of the encoder side by side.
+    audio_wave_layers: layers of the encoder, counted from 1, that the features go through in the model, of
+        `audio_wave_heads` heads and feed-forwards of `audio_wave_intermediate_size`; [] for none.
     """
 
     model_type = "MoST"
@@ -82,6 +85,10 @@ class MostConfig(PretrainedConfig):
         audio_expert_indices: list[int] | None = None,
         use_continuous_audio: bool = False,
         hubert_hidden_size: int = 768,
+        audio_frames_stacked: int = 1,
+        audio_wave_layers: list[int] | None = None,
+        audio_wave_heads: int = 12,
+        audio_wave_intermediate_size: int = 3072,
         max_position_embeddings: int = 163840,
         rope_parameters: dict[str, Any] | None = None,
         rms_norm_eps: float = 1e-6,
@@ -132,6 +139,10 @@ class MostConfig(PretrainedConfig):
         self.audio_expert_indices = audio_expert_indices
         self.use_continuous_audio = use_continuous_audio
         self.hubert_hidden_size = hubert_hidden_size
+        self.audio_frames_stacked = audio_frames_stacked
+        self.audio_wave_layers = list(audio_wave_layers or [])
+        self.audio_wave_heads = audio_wave_heads
+        self.audio_wave_intermediate_size = audio_wave_intermediate_size
         self.max_position_embeddings = max_position_embeddings
         self.rope_parameters: Any = rope_parameters
         self.rms_norm_eps = rms_norm_eps

@@ -28,6 +28,7 @@ from transformers.utils import can_return_tuple
 # All siblings are named here: transformers copies what the file named in auto_map imports, and no further.
 from .attention_most import MostGroupedAttention, MostLatentAttention, MostRMSNorm, MostRotary
 from .configuration_most import AUDIO, MostConfig
+from .encoder_most import MostWaveEncoder
 from .experts_most import MostGate, MostMLP, MostMoE
 
 MASK_ARGUMENTS = inspect.signature(create_causal_mask).parameters  # 5.x renamed one and dropped another
@@ -54,15 +55,24 @@ class MostDecoderLayer(GradientCheckpointingLayer):
 
 
 class MostAudioWave(nn.Module):
-    """Continuous speech features -> embeddings (MoST-C). The features' own model is not here."""
+    """Continuous speech features -> embeddings (MoST-C). Of the features' own model only what has learnt is here."""
 
     def __init__(self, config: MostConfig) -> None:
         super().__init__()
+        self.hubert_model = MostWaveEncoder(config) if config.audio_wave_layers else None
         self.proj = nn.Linear(config.hubert_hidden_size, config.hidden_size)
 
-    def forward(self, embeds_BSD: torch.Tensor, wave_BSF: torch.Tensor, is_wave_BS: torch.Tensor) -> torch.Tensor:
+    def forward(
+        self, embeds_BSD: torch.Tensor, wave_BSF: torch.Tensor, is_wave_BS: torch.Tensor,
+        starts_BS: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
+        """`starts_BS`: where an utterance begins; None: each stretch of frames is one."""
         is_wave_BS1 = is_wave_BS.unsqueeze(-1)
         wave_BSF = wave_BSF.masked_fill(~is_wave_BS1, 0.0)  # what stands elsewhere must not matter, NaN included
+        if self.hubert_model is not None:
+            is_new_BS = is_wave_BS & ~F.pad(is_wave_BS, (1, -1))
+            starts_BS = is_new_BS if starts_BS is None else is_new_BS | starts_BS
+            wave_BSF = self.hubert_model(wave_BSF.to(self.proj.weight.dtype), is_wave_BS, starts_BS)
         return torch.where(is_wave_BS1, self.proj(wave_BSF.to(self.proj.weight.dtype)).to(embeds_BSD), embeds_BSD)
 
 
@@ -107,12 +117,13 @@ class MostModel(MostPreTrainedModel):
         position_ids: torch.Tensor | None = None, past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None, modality_tags: torch.Tensor | None = None,
         audio_wave_features: torch.Tensor | None = None, audio_wave_mask: torch.Tensor | None = None,
-        use_cache: bool | None = None, output_hidden_states: bool | None = None,
-        output_attentions: bool | None = None, **kwargs: Any,
+        audio_wave_starts: torch.Tensor | None = None, use_cache: bool | None = None,
+        output_hidden_states: bool | None = None, output_attentions: bool | None = None, **kwargs: Any,
     ) -> BaseModelOutputWithPast:  # fmt: skip
         """Tags are those of the ids, unless `modality_tags` [B, S] are given; `inputs_embeds` need them.
 
-        `audio_wave_features` [B, S, F] stand in place of embeddings where `audio_wave_mask` [B, S], and are audio.
+        `audio_wave_features` [B, S, F] stand in place of embeddings where `audio_wave_mask` [B, S], and are audio;
+        `audio_wave_starts` [B, S]: where an utterance begins, if two lie side by side.
         """
         if (input_ids is None) == (inputs_embeds is None):
             raise ValueError("give either input_ids or inputs_embeds")
@@ -121,7 +132,7 @@ class MostModel(MostPreTrainedModel):
         x = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if tags_BS.shape != x.shape[:2]:
             raise ValueError(f"modality_tags: {tuple(tags_BS.shape)}, inputs: {tuple(x.shape[:2])}; one each")
-        x = self.with_wave(x, audio_wave_features, audio_wave_mask)
+        x = self.with_wave(x, audio_wave_features, audio_wave_mask, audio_wave_starts)
         seen = past_key_values.get_seq_length() if past_key_values is not None else 0
         cache_position = torch.arange(seen, seen + x.size(1), device=x.device)
         if position_ids is None:
@@ -157,8 +168,9 @@ class MostModel(MostPreTrainedModel):
         )
 
     def with_wave(
-        self, embeds_BSD: torch.Tensor, wave_BSF: torch.Tensor | None, is_wave_BS: torch.Tensor | None
-    ) -> torch.Tensor:
+        self, embeds_BSD: torch.Tensor, wave_BSF: torch.Tensor | None, is_wave_BS: torch.Tensor | None,
+        starts_BS: torch.Tensor | None = None,
+    ) -> torch.Tensor:  # fmt: skip
         """The embeddings, with continuous features in their places."""
         if (wave_BSF is None) != (is_wave_BS is None):
             raise ValueError("audio_wave_features and audio_wave_mask belong together; give both")
@@ -166,7 +178,7 @@ class MostModel(MostPreTrainedModel):
             return embeds_BSD
         if self.audio_wave_processor is None:
             raise ValueError("audio_wave_features: this model has no projector; it needs use_continuous_audio")
-        return self.audio_wave_processor(embeds_BSD, wave_BSF, is_wave_BS)
+        return self.audio_wave_processor(embeds_BSD, wave_BSF, is_wave_BS, starts_BS)
 
     def tags(
         self, input_ids: torch.Tensor | None, modality_tags: torch.Tensor | None, audio_wave_mask: torch.Tensor | None
@@ -231,14 +243,15 @@ class MostForCausalLM(MostPreTrainedModel, GenerationMixin):
         position_ids: torch.Tensor | None = None, past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None, labels: torch.Tensor | None = None,
         modality_tags: torch.Tensor | None = None, audio_wave_features: torch.Tensor | None = None,
-        audio_wave_mask: torch.Tensor | None = None, use_cache: bool | None = None,
-        logits_to_keep: int | torch.Tensor = 0, **kwargs: Any,
+        audio_wave_mask: torch.Tensor | None = None, audio_wave_starts: torch.Tensor | None = None,
+        use_cache: bool | None = None, logits_to_keep: int | torch.Tensor = 0, **kwargs: Any,
     ) -> CausalLMOutputWithPast:  # fmt: skip
         """See MostModel.forward; `labels` as everywhere in transformers: shifted here, -100 is ignored."""
         outputs = self.model(
             input_ids=input_ids, attention_mask=attention_mask, position_ids=position_ids,
             past_key_values=past_key_values, inputs_embeds=inputs_embeds, modality_tags=modality_tags,
-            audio_wave_features=audio_wave_features, audio_wave_mask=audio_wave_mask, use_cache=use_cache, **kwargs,
+            audio_wave_features=audio_wave_features, audio_wave_mask=audio_wave_mask,
+            audio_wave_starts=audio_wave_starts, use_cache=use_cache, **kwargs,
         )  # fmt: skip
         kept = slice(-logits_to_keep, None) if isinstance(logits_to_keep, int) else logits_to_keep
         logits = self.lm_head(outputs.last_hidden_state[:, kept])
@@ -264,7 +277,8 @@ class MostForCausalLM(MostPreTrainedModel, GenerationMixin):
     def prepare_inputs_for_generation(
         self, input_ids: torch.Tensor, past_key_values: Cache | None = None,
         inputs_embeds: torch.Tensor | None = None, modality_tags: torch.Tensor | None = None,
-        audio_wave_features: torch.Tensor | None = None, audio_wave_mask: torch.Tensor | None = None, **kwargs: Any,
+        audio_wave_features: torch.Tensor | None = None, audio_wave_mask: torch.Tensor | None = None,
+        audio_wave_starts: torch.Tensor | None = None, **kwargs: Any,
     ) -> dict[str, Any]:  # fmt: skip
         """What was given for the prompt goes on with the new ids' tags and no wave, cut as the inputs are."""
         inputs = super().prepare_inputs_for_generation(
@@ -276,7 +290,8 @@ class MostForCausalLM(MostPreTrainedModel, GenerationMixin):
             num_new = whole - modality_tags.size(1)
             new_tags = self.model.tags(input_ids[:, input_ids.size(1) - num_new :], None, None)
             inputs["modality_tags"] = torch.cat([modality_tags, new_tags.to(modality_tags)], dim=1)[:, -now:]
-        for name, given in (("audio_wave_mask", audio_wave_mask), ("audio_wave_features", audio_wave_features)):
+        frames = {"mask": audio_wave_mask, "features": audio_wave_features, "starts": audio_wave_starts}
+        for name, given in ((f"audio_wave_{of}", tensor) for of, tensor in frames.items()):
             if given is not None:
                 padding = (0, 0) * (given.ndim - 2) + (0, whole - given.size(1))
                 inputs[name] = F.pad(given, padding)[:, -now:]

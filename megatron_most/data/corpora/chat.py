@@ -1,7 +1,8 @@
 """Instructions as dialogues: rows with `messages`, each a role and a content, as SmolTalk is published.
 
 A content is a text, or a list of parts: texts, speech named by the id of an utterance, units. Text parts may be spelled
-as chat services do ({"type": "text", "text": ...}). A row with a turn that cannot be used is rejected whole: an answer
+as chat services do ({"type": "text", "text": ...}). An answer marked `"interrupted": true` is context: it is not
+learnt, for it ends where the user cut in. A row with a turn that cannot be used is rejected whole: an answer
 without its question teaches the wrong thing.
 """
 
@@ -77,7 +78,10 @@ def _turns(messages: Any, normalise: Normaliser, num_units: int) -> Iterator[Tur
         if role == "system" and content in (None, "", []):
             continue  # an empty system message is none
         try:
-            yield Turn(role=role, parts=_parts(content, normalise, num_units))
+            is_cut = message.get("interrupted")
+            if not isinstance(is_cut, bool | None):
+                raise RowError("malformed row", f"interrupted = {_shown(is_cut)}; it is true or false")
+            yield Turn(role=role, parts=_parts(content, normalise, num_units), is_trained=not is_cut)
         except RowError as error:
             raise RowError(error.reason, f"message {number}: {error.detail}".removesuffix(": ")) from error
 

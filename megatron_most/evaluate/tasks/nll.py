@@ -23,6 +23,11 @@ class Nll:
     def __init__(self, subject: Subject, folder: Path, limit: int | None = None) -> None:
         self._subject = subject
         self._info, self._documents = open_dataset(folder)
+        if self._info.frames is not None:
+            raise DataError(
+                f"{folder}: has continuous frames, whose likelihood is not measured here; validation during training "
+                "gives it (train.validate_every)"
+            )
         subject.tokens.require_same(self._info.tokens, str(folder))
         if self._info.codec is not None:
             subject.require_codec(self._info.codec, str(folder))
@@ -54,6 +59,9 @@ class Nll:
 
     def id(self, number: int) -> str:
         return self._documents.document_id(number)
+
+    def sounds(self, number: int) -> Sequence[Path]:
+        return ()
 
     def run(self, numbers: Sequence[int]) -> list[Record]:
         records: list[Record | Prompt] = []

@@ -12,17 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from megatron_most.converse import Ears
 from megatron_most.errors import DataError
-from megatron_most.evaluate.generation import Decoding, answers_of
+from megatron_most.evaluate.decoding import Decoding
+from megatron_most.evaluate.generation import answers_of
+from megatron_most.evaluate.options import MAX_SECONDS
 from megatron_most.evaluate.prompts import Prompts
-from megatron_most.evaluate.speech import MAX_SECONDS, Span, encode, hash_sounds
+from megatron_most.evaluate.speech import Sound, Span, hear
 from megatron_most.evaluate.subject import Subject
 from megatron_most.evaluate.task import About, Fault, Record, Scored
-from megatron_most.evaluate.tasks.tts import Hearing
+from megatron_most.evaluate.tasks.tts import Hearing, units_said
 from megatron_most.generate import Answer, Mode, Prompt
 from megatron_most.runtime import confine, open_file, sha256_file
 from megatron_most.score import exact_match, exist_match, score_of
-from megatron_most.speech import SpeechCodec, UnitSequence, require_codec
 
 Name = Literal["qa-s2t", "qa-s2s"]
 _AUDIO = ("WavPath", "audio_path", "audio")
@@ -77,28 +79,27 @@ class Questions:
     """See task.Task."""
 
     def __init__(
-        self, name: Name, subject: Subject, file: Path, codec: SpeechCodec, decoding: Decoding, seed: int,
+        self, name: Name, subject: Subject, file: Path, ears: Ears, decoding: Decoding, seed: int,
         hearing: Hearing | None = None, max_seconds: float = MAX_SECONDS, limit: int | None = None,
     ) -> None:  # fmt: skip
-        self._task, self._subject, self._codec, self._hearing = name, subject, codec, hearing
+        """`ears`: the model's, proven to be."""
+        self._task, self._subject, self._ears, self._hearing = name, subject, ears, hearing
         self._prompts, self._max_seconds, self._set = Prompts(subject), max_seconds, file.stem
         self._settings = decoding.settings(_MODES[name], seed)
         self._questions = read_questions(file, limit)
-        subject.require_codec(codec.identity, "--codec")
         if hearing is not None:
-            require_codec(hearing.vocoder, codec.identity, "--codec")
+            subject.require_codec(hearing.vocoder.codec, "--vocoder")
         assert (hearing is not None) == (name == "qa-s2s"), "speech is heard, text is not"
         self._about = About(
             data={
-                "hash": hash_sounds([file, *(question.audio for question in self._questions)]),
-                "table": sha256_file(file),
+                "hash": sha256_file(file),
                 "file": str(file),
                 "questions": len(self._questions),
             },
             config={
                 "generation": decoding.facts(_MODES[name]),
                 "templates": [subject.templates.name, subject.templates.hash],
-                "codec": codec.identity.key,
+                **ears.facts(),
                 "max_seconds": max_seconds,
                 **(hearing.facts() if hearing else {}),
             },
@@ -118,28 +119,31 @@ class Questions:
     def id(self, number: int) -> str:
         return self._questions[number].id
 
+    def sounds(self, number: int) -> Sequence[Path]:
+        return [self._questions[number].audio]
+
     def run(self, numbers: Sequence[int]) -> list[Record]:
         asked = [self._questions[number] for number in numbers]
-        units = encode([Span(question.audio) for question in asked], self._codec, self._max_seconds)
+        sounds = hear([Span(question.audio) for question in asked], self._ears, self._max_seconds)
         prompts: list[Prompt | Fault] = [
-            self._prompts.ask(question.id, [tuple(of.units.tolist())]) if isinstance(of, UnitSequence) else of
-            for question, of in zip(asked, units, strict=True)
+            self._prompts.ask(question.id, of.heard) if isinstance(of, Sound) else of
+            for question, of in zip(asked, sounds, strict=True)
         ]
         answers = answers_of(self._subject, [question.id for question in asked], prompts, self._settings)
         said = iter(self._said([answer for answer in answers if isinstance(answer, Answer)]))
         records: list[Record] = []
-        for question, answer, of in zip(asked, answers, units, strict=True):
+        for question, answer, of in zip(asked, answers, sounds, strict=True):
             if isinstance(answer, Fault):
                 records.append(answer.record(question.id))
                 continue
-            assert isinstance(of, UnitSequence), "what was asked has units"
+            assert isinstance(of, Sound), "what was asked was heard"
             records.append({
                 "id": question.id,
                 "answers": list(question.answers),
                 "said": next(said),
                 "stopped": answer.stopped,
                 "tokens": len(answer.ids),
-                "audio_seconds": round(of.num_frames * of.frame_s, 3),
+                "audio_seconds": round(of.seconds, 3),
             })  # fmt: skip
         return records
 
@@ -158,5 +162,5 @@ class Questions:
 
     def _said(self, answers: Sequence[Answer]) -> list[str]:
         if self._hearing is None:
-            return [self._prompts.text_of(answer.ids) for answer in answers]
-        return self._hearing.hear([self._hearing.say(self._prompts.units_of(answer.ids)) for answer in answers])
+            return [self._subject.talker.tell(answer).text for answer in answers]
+        return self._hearing.hear([self._hearing.say(units_said(self._subject, answer)) for answer in answers])

@@ -7,6 +7,7 @@ right: `17_correct.wav` and `17_wrong.wav`. The mean over units is compared, as 
 from __future__ import annotations
 
 import csv
+import hashlib
 import io
 import re
 from collections import defaultdict
@@ -16,8 +17,9 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_most.errors import DataError
-from megatron_most.evaluate.likelihood import Kind, reduced, unit_logprobs
-from megatron_most.evaluate.speech import MAX_SECONDS, Span, encode, hash_sounds
+from megatron_most.evaluate.likelihood import reduced, unit_logprobs
+from megatron_most.evaluate.options import MAX_SECONDS, Kind
+from megatron_most.evaluate.speech import Span, encode
 from megatron_most.evaluate.subject import Subject
 from megatron_most.evaluate.task import About, Fault, Record, Scored
 from megatron_most.runtime import confine, read_file, reading
@@ -88,10 +90,10 @@ class Stories:
         self._max_seconds = max_seconds
         self._stories = find_stories(folder)[:limit]
         subject.require_codec(codec.identity, "--codec")
-        sounds = [path for one in self._stories for path in (one.right, one.wrong)]
+        listed = "".join(f"{one.id} {one.right.name} {one.wrong.name}\n" for one in self._stories)
         self._about = About(
             data={
-                "hash": hash_sounds(sounds),
+                "hash": hashlib.sha256(listed.encode(errors="surrogateescape")).hexdigest(),
                 "folder": str(folder),
                 "stories": len(self._stories),
             },
@@ -111,6 +113,9 @@ class Stories:
 
     def id(self, number: int) -> str:
         return self._stories[number].id
+
+    def sounds(self, number: int) -> Sequence[Path]:
+        return [self._stories[number].right, self._stories[number].wrong]
 
     def run(self, numbers: Sequence[int]) -> list[Record]:
         spans = [

@@ -51,6 +51,9 @@ class Text:
     def id(self, number: int) -> str:
         return self._asked[number].id
 
+    def sounds(self, number: int) -> Sequence[Path]:
+        return ()
+
     def run(self, numbers: Sequence[int]) -> list[Record]:
         asked = [self._asked[number] for number in numbers]
         return [

@@ -15,19 +15,18 @@ from typing import Any
 
 import numpy as np
 
-from megatron_most.evaluate.generation import Decoding, answers_of, seed_of
+from megatron_most.evaluate.decoding import Decoding
+from megatron_most.evaluate.generation import answers_of, seed_of
 from megatron_most.evaluate.measures import Measure
-from megatron_most.evaluate.prompts import Prompts
 from megatron_most.evaluate.speech import Utterances
 from megatron_most.evaluate.subject import Subject
-from megatron_most.evaluate.task import About, Fault, Record, Scored
-from megatron_most.evaluate.tasks.asr import data_of, errors_of, rates_of
-from megatron_most.generate import Answer, Mode
+from megatron_most.evaluate.task import Fault, Record, Scored
+from megatron_most.evaluate.tasks.utterances import OfUtterances, errors_of, rates_of
+from megatron_most.generate import Answer
 from megatron_most.runtime import writing
-from megatron_most.score import find_normaliser, score_of
+from megatron_most.score import score_of
 from megatron_most.speech import Judge, UnitSequence, Vocoder, require_codec
 
-MODE: Mode = "audio-only"
 SIDES = ("generated", "real", "resynthesised", "shuffled")
 
 
@@ -64,6 +63,11 @@ class Hearing:
         return [next(heard) if len(wave) else "" for wave in waves]
 
 
+def units_said(subject: Subject, answer: Answer) -> list[int]:
+    """Of all that is spoken in an answer."""
+    return [unit for span in subject.talker.tell(answer).units for unit in span]
+
+
 @dataclass
 class _Said:
     """One utterance on all sides."""
@@ -72,45 +76,22 @@ class _Said:
     waves: dict[str, np.ndarray] = field(default_factory=dict)
 
 
-class Tts:
+class Tts(OfUtterances):
     """See task.Task."""
 
     def __init__(
         self, subject: Subject, utterances: Utterances, hearing: Hearing, decoding: Decoding, seed: int,
         language: str | None = None,
     ) -> None:  # fmt: skip
-        self._subject, self._utterances, self._hearing = subject, utterances, hearing
-        self._prompts, self._seed = Prompts(subject), seed
-        self._settings = decoding.settings(MODE, seed)
-        self._language = language or utterances.manifest.header.language
-        self._normaliser = find_normaliser(self._language)
+        self._hearing, self._seed = hearing, seed
         identity = utterances.identity
         subject.require_codec(identity, utterances.where)
         require_codec(hearing.vocoder, identity, utterances.where)
-        self._about = About(
-            data=data_of(utterances, self._language),
-            config={
-                "generation": decoding.facts(MODE),
-                "templates": [subject.templates.name, subject.templates.hash],
-                "normaliser": self._normaliser.name,
-                "codec": identity.key,
-                **hearing.facts(),
-            },
-        )
+        speech = {"codec": identity.key, **hearing.facts()}
+        super().__init__("tts", "audio-only", subject, utterances, decoding, seed, language, speech)
 
-    @property
-    def name(self) -> str:
-        return f"tts/{self._utterances.name}"
-
-    @property
-    def about(self) -> About:
-        return self._about
-
-    def __len__(self) -> int:
-        return len(self._utterances)
-
-    def id(self, number: int) -> str:
-        return self._utterances.rows[number].id
+    def sounds(self, number: int) -> Sequence[Path]:
+        return self._utterances.sound(number)
 
     def run(self, numbers: Sequence[int]) -> list[Record]:
         rows = [self._utterances.rows[number] for number in numbers]
@@ -126,13 +107,14 @@ class Tts:
                 records.append(one.record(row.id))
                 continue
             if self._hearing.keep is not None:
-                _keep(self._hearing.keep, row.id, one.waves["generated"], self._hearing.vocoder.sample_rate)
+                for side, below in (("generated", ""), ("resynthesised", "resynthesised")):
+                    _keep(self._hearing.keep / below, row.id, one.waves[side], self._hearing.vocoder.sample_rate)
             records.append({
                 "id": row.id,
                 "reference": row.text,
                 "heard": {side: next(heard[side]) for side in SIDES},
                 "measures": self._measured(one.waves),
-                "units": len(self._prompts.units_of(one.answer.ids)),
+                "units": len(units_said(self._subject, one.answer)),
                 "stopped": one.answer.stopped,
                 "tokens": len(one.answer.ids),
                 "audio_seconds": len(one.waves["generated"]) / self._hearing.vocoder.sample_rate,
@@ -172,7 +154,7 @@ class Tts:
         random.Random(seed_of(self._seed, self.id(number))).shuffle(order)
         of_unit, durations = units.units.tolist(), units.durations.tolist()
         return _Said(answer, {
-            "generated": self._hearing.say(self._prompts.units_of(answer.ids)),
+            "generated": self._hearing.say(units_said(self._subject, answer)),
             "real": real,
             "resynthesised": self._hearing.say(of_unit, durations),
             "shuffled": self._hearing.say([of_unit[at] for at in order], [durations[at] for at in order]),

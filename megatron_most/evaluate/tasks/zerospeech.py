@@ -11,8 +11,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Literal
 
-from megatron_most.evaluate.likelihood import Kind, reduced, unit_logprobs
-from megatron_most.evaluate.speech import MAX_SECONDS, Span, encode, hash_sounds
+from megatron_most.evaluate.likelihood import reduced, unit_logprobs
+from megatron_most.evaluate.options import MAX_SECONDS, Kind
+from megatron_most.evaluate.speech import Span, encode
 from megatron_most.evaluate.subject import Subject
 from megatron_most.evaluate.task import About, Fault, Record, Scored
 from megatron_most.runtime import sha256_file
@@ -41,8 +42,7 @@ class ZeroSpeech:
         subject.require_codec(codec.identity, "--codec")
         self._about = About(
             data={
-                "hash": hash_sounds([table, *(self._folder / f"{one.filename}.wav" for one in self._gold)]),
-                "table": sha256_file(table),
+                "hash": sha256_file(table),
                 "folder": str(folder),
                 "split": split,
                 "recordings": len(self._gold),
@@ -63,6 +63,9 @@ class ZeroSpeech:
 
     def id(self, number: int) -> str:
         return self._gold[number].filename
+
+    def sounds(self, number: int) -> Sequence[Path]:
+        return [self._folder / f"{self.id(number)}.wav"]
 
     def run(self, numbers: Sequence[int]) -> list[Record]:
         spans = [Span(self._folder / f"{self.id(number)}.wav") for number in numbers]

@@ -13,11 +13,12 @@ from dataclasses import dataclass, replace
 from itertools import product
 
 from megatron_most.config import Facts, LayoutConfig, Plan, RecomputeConfig, RunConfig, build, token_map
-from megatron_most.config.schema import DataConfig, ForgettingConfig, SamplesConfig
+from megatron_most.config.data import DataConfig
+from megatron_most.config.schema import ForgettingConfig, SamplesConfig
 from megatron_most.convert.tables import Link
 from megatron_most.errors import ConfigError, LayoutError
 from megatron_most.plan.machine import GIB, Assumed
-from megatron_most.plan.predict import Cluster, Prediction, predict
+from megatron_most.plan.prediction import Cluster, Prediction, predict
 from megatron_most.plan.weights import Held, held_by_stage, tensors_of
 
 _MOST_CONTEXT, _MOST_TENSOR, _MOST_ROWS = 16, 16, 16

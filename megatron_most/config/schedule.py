@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from megatron_most.config import TrainConfig
+from megatron_most.config.schema import TrainConfig
 
 
 def learning_rate(train: TrainConfig, step: int) -> float:

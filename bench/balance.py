@@ -1,0 +1,105 @@
+"""Routed tokens of the busiest rank by those of the mean one, at three mixes of text and audio, striped and blocked.
+
+    .venv/bin/python bench/balance.py [--steps 100]
+
+Counted, not timed: a model of the recipe learns for some steps on rows of half text and half audio, then routes rows
+of each mix; which rank each choice goes to follows from the placement table alone, so one count serves every layout.
+The worst layer is told: ranks wait for one another in each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+from collections.abc import Iterator, Sequence
+from typing import Literal
+
+import torch
+from race import HEAD, Row
+from step import Steps, ours
+
+from megatron_most.config import MoEPlan, Plan, load_recipe, place, replace
+from megatron_most.data import Document, PackedBatch, pack_rows
+from megatron_most.engine import Session, open_session
+from megatron_most.moe import routers
+from megatron_most.runtime import run_command, set_threads
+from megatron_most.vocab import AUDIO, TEXT
+
+MIXES = (10, 50, 90)
+"""Percent of the places that are text."""
+RANKS = (2, 4)
+WANTED = 1.03
+ROWS = 10
+
+
+def rows_of(session: Session, steps: int, batches: int) -> Iterator[Row]:
+    plan, moe = session.plan, session.plan.moe
+    assert moe is not None, "a recipe with experts is asked for"
+    mine = ours(session)
+    learning = Steps(mine.model, mine.loss, lambda step: [mixed_batch(plan, 50, step)])
+    for _ in range(steps):
+        learning()
+    for mix in MIXES:
+        load_LE = routed(mine.model, [mixed_batch(plan, mix, steps + number) for number in range(batches)])
+        for ranks in RANKS:
+            striped, blocked = (worst(load_LE, moe, way, ranks) for way in ("striped", "blocked"))
+            yield Row(
+                part=f"busiest of {ranks} ranks, {mix} % text: striped / blocked", ours=f"{striped:.3f}",
+                peer=f"{blocked:.3f}", ratio=striped, wanted=f"≤ {WANTED:g}", ok=striped <= WANTED,
+            )  # fmt: skip
+
+
+def mixed_batch(plan: Plan, percent: int, number: int) -> PackedBatch:
+    """Rows of either modality, ids drawn evenly; every row is one document."""
+    draw, tokens, length = random.Random(f"{percent}/{number}"), plan.tokens, plan.config.train.sequence_length + 1
+    rows = []
+    for row in range(ROWS):
+        if 100 * row < percent * ROWS:
+            ids, tag = [draw.randrange(tokens.bos_id) for _ in range(length)], TEXT
+        else:
+            ids, tag = [tokens.first_unit_id + draw.randrange(tokens.num_units) for _ in range(length)], AUDIO
+        rows.append([Document(ids=ids, tags=[tag] * length, is_trained=[True] * length)])
+    return pack_rows(rows, length - 1, tokens)
+
+
+def routed(model: torch.nn.Module, batches: Sequence[PackedBatch]) -> torch.Tensor:
+    """Choices of each layer's experts over the batches, [layers, experts], in published ids."""
+    layers = routers(model)
+    for layer in layers:
+        layer.sums.forget(keep_step=False)
+    for batch in batches:
+        model(batch)  # with gradients, else routers do not count
+    return torch.stack([layer.sums.parts()[0] for layer in layers])
+
+
+def worst(load_LE: torch.Tensor, moe: MoEPlan, way: Literal["striped", "blocked"], ranks: int) -> float:
+    """Over layers: the busiest rank's choices by the mean rank's."""
+    by_slot_LE = torch.zeros_like(load_LE)
+    by_slot_LE[:, list(place(moe.groups, way, ranks))] = load_LE
+    by_rank_LR = by_slot_LE.unflatten(1, (ranks, -1)).sum(-1)
+    return float((by_rank_LR.amax(1) / by_rank_LR.mean(1)).max())
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
+    parser.add_argument("--recipe", default="most-mini")
+    parser.add_argument("--steps", type=int, default=100, help="learnt before routing is counted")
+    parser.add_argument("--batches", type=int, default=4, help="of ten rows, counted for each mix")
+    parser.add_argument("--json", action="store_true", help="JSON lines instead of the table")
+    chosen = parser.parse_args()
+    changes = {"engine.precision": "fp32"}
+    with open_session(replace(load_recipe(chosen.recipe), changes)) as session:
+        if session.device.kind == "cpu":
+            set_threads(1)
+        if not chosen.json:
+            print(HEAD, flush=True)
+        for row in rows_of(session, chosen.steps, chosen.batches):
+            print(json.dumps(vars(row)) if chosen.json else row.to_markdown(), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    run_command(main)

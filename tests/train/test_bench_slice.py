@@ -1,0 +1,50 @@
+"""A whole model's speed from two slices of it, as a GPU that holds no whole one measures it."""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+
+from megatron_most.config import load_recipe, replace
+from megatron_most.errors import ConfigError, DataError
+from tests.programs import run_program
+
+BENCH = Path(__file__).resolve().parents[2] / "bench"
+sys.path.insert(0, str(BENCH))
+
+import slice as bench_slice  # noqa: E402  (a folder of scripts)
+
+
+def test_a_layer_costs_the_difference_and_the_rest_is_counted_once() -> None:
+    once, layer = 0.7, 0.25
+    seconds, slope = bench_slice.line(27, (3, once + 3 * layer), (5, once + 5 * layer))
+    assert (seconds, slope) == (pytest.approx(once + 27 * layer), pytest.approx(layer))
+    with pytest.raises(ConfigError, match="give fewer, then more"):
+        bench_slice.line(27, (5, 1.0), (3, 2.0))
+
+
+def test_slices_that_were_not_measured_well_tell_nothing() -> None:
+    with pytest.raises(DataError, match="5 layers took no longer than 3"):
+        bench_slice.line(27, (3, 1.0), (5, 0.9))
+
+
+def test_two_slices_tell_of_all_layers_with_and_without_the_all_to_all() -> None:
+    changes = {"train.sequence_length": 64, "train.global_batch_size": 2, "train.micro_batch_size": 1}
+    config = replace(load_recipe("most-tiny"), {**changes, "engine.kind": "plain", "layout.expert": 1})
+    fewer, more = {"layers": 2, "seconds": 0.5}, {"layers": 3, "seconds": 0.6}
+    told = bench_slice.whole(config, fewer, more, 2, "h100-80")
+    assert (told["layers"], told["seconds_per_layer"], told["seconds_once"]) == (4, 0.1, 0.3)
+    assert told["tokens_per_second"] == pytest.approx(128 / 0.7, rel=1e-3)
+    assert 0 < told["all_to_all_seconds"] < 0.01 and told["mfu"] is None  # nobody says what this CPU could do
+    assert told["tokens_per_second_with_all_to_all"] <= told["tokens_per_second"]
+
+
+def test_a_slice_is_measured() -> None:
+    words = ["--recipe", "most-tiny", "--layers", "2", "--length", "64", "--rows", "2", "--steps", "2"]
+    done = run_program(BENCH / "slice.py", *words)
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout)
+    assert told["layers"] == 2 and told["tokens_per_second"] == pytest.approx(128 / told["seconds"], rel=0.01)

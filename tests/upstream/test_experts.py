@@ -1,0 +1,88 @@
+"""All experts at once give what Core's loop over them gives: outputs and every gradient."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_most.config import load_recipe, replace
+from megatron_most.convert.lent import lend
+from megatron_most.engine import make_plan, open_groups
+from megatron_most.model import build_model
+from megatron_most.runtime import Ranks
+from megatron_most.upstream import Experts
+from tests.harness import run_ranks
+
+COUNTS = ([5, 0, 7, 1, 0, 0, 11, 3], [0] * 8, [0, 0, 0, 0, 0, 0, 0, 9])
+
+
+def differences(ranks: Ranks, precision: str) -> list[float]:
+    plan = make_plan(
+        replace(load_recipe("most-tiny"), {"model.num_layers": 2, "engine.precision": precision}), 1, ranks.device
+    )
+    with open_groups(plan, ranks) as session:
+        model = build_model(plan, session.groups)
+        experts = next(module for module in model.modules() if isinstance(module, Experts))
+        core: Any = super(Experts, experts).forward
+        found = []
+        for counts in COUNTS:
+            draw = torch.Generator().manual_seed(sum(counts))
+            rows = torch.randn(sum(counts), plan.config.model.hidden_size, generator=draw)
+            probs, slope = torch.rand(sum(counts), generator=draw), torch.randn(rows.shape, generator=draw)
+            results = []
+            for forward in (experts, core):
+                given = rows.to(next(experts.parameters()).dtype).requires_grad_()
+                weights = probs.clone().requires_grad_()
+                out, bias = forward(given, torch.tensor(counts), weights)
+                assert bias is None
+                asked = [given, weights, *experts.parameters()]
+                results.append([out, *torch.autograd.grad((out * slope).sum(), asked)])
+            for ours, theirs in zip(*results, strict=True):
+                assert ours.shape == theirs.shape and ours.dtype == theirs.dtype
+                size = float(theirs.float().abs().max()) if theirs.numel() else 0.0
+                found.append(float((ours - theirs).float().abs().max()) / max(size, 1e-6) if ours.numel() else 0.0)
+        return found
+
+
+@pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-5), ("bf16", 2e-2)])
+def test_outputs_and_gradients_are_those_of_cores_loop(precision: str, most: float) -> None:
+    (found,) = run_ranks(differences, 1, precision)
+    assert len(found) == 3 * (3 + 16) and max(found) < most and max(found) > 0
+
+
+def frozen(ranks: Ranks) -> list[bool]:
+    plan = make_plan(replace(load_recipe("most-tiny"), {"model.num_layers": 2}), 1, ranks.device)
+    with open_groups(plan, ranks) as session:
+        model = build_model(plan, session.groups)
+        experts = next(module for module in model.modules() if isinstance(module, Experts))
+        for expert in experts.local_experts[:4]:
+            expert.requires_grad_(False)
+        rows = torch.randn(16, plan.config.model.hidden_size)
+        out, _ = experts(rows, torch.tensor([2] * 8), torch.rand(16))
+        out.sum().backward()
+        return [weight.grad is None for weight in experts.parameters()]
+
+
+def test_frozen_experts_get_no_gradients() -> None:
+    (without,) = run_ranks(frozen, 1)
+    assert without == [True] * 8 + [False] * 8
+
+
+def lent(ranks: Ranks) -> bool:
+    plan = make_plan(replace(load_recipe("most-tiny"), {"model.num_layers": 2}), 1, ranks.device)
+    with open_groups(plan, ranks) as session, torch.no_grad():
+        model = build_model(plan, session.groups)
+        experts = next(module for module in model.modules() if isinstance(module, Experts))
+        rows, counts, probs = torch.randn(16, plan.config.model.hidden_size), torch.tensor([2] * 8), torch.rand(16)
+        wanted, _ = experts(rows, counts, probs)
+        for expert in experts.local_experts:
+            for linear in (expert.linear_fc1, expert.linear_fc2):
+                lend(linear, ["weight"], lambda _, weight=linear.weight: weight)
+        found, _ = experts(rows, counts, probs)
+        return torch.allclose(found, wanted, atol=1e-6)
+
+
+def test_weights_that_are_lent_are_waited_for() -> None:
+    assert run_ranks(lent, 1) == [True]
