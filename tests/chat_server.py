@@ -161,7 +161,8 @@ def tone(text: str, voice: str) -> bytes:
     """A WAV as long as the text takes, of a pitch that is the voice's; stdlib only."""
     rate, seconds = 16000, 0.4 * len(text.split())
     pitch = 100 + sum(voice.encode()) % 200
-    second = array.array("h", (int(9000 * math.sin(2 * math.pi * pitch * n / rate)) for n in range(rate)))
+    turn = 2 * math.pi / rate
+    second = array.array("h", (int(9000 * math.sin(4 * turn * n) * math.sin(pitch * turn * n)) for n in range(rate)))
     samples = (second * math.ceil(seconds))[: int(rate * seconds)]
     file = io.BytesIO()
     with wave.open(file, "wb") as out:

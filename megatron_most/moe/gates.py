@@ -13,6 +13,7 @@ float32.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
@@ -35,9 +36,7 @@ class Choice:
 
 def in_group_softmax(logits_TE: torch.Tensor, owned_TE: torch.Tensor) -> torch.Tensor:
     """p_te: softmax over the owned experts; all 0 for a token that owns none (never NaN, gradients included)."""
-    owns_any_T1 = owned_TE.any(-1, keepdim=True)
-    masked_TE = logits_TE.masked_fill(owns_any_T1 & ~owned_TE, float("-inf"))
-    return masked_TE.softmax(-1).masked_fill(~owned_TE, 0.0)
+    return _InGroup.apply(logits_TE, ~owned_TE)
 
 
 def masked_full_softmax(logits_TE: torch.Tensor, owned_TE: torch.Tensor) -> torch.Tensor:
@@ -55,15 +54,16 @@ def choose(
     """Apply the plan's gate. `constant_T` is each token's saved group constant (masked_softmax), `bias_E` shifts the
     choice of experts, never their weights.
     """
+    foreign_TE = ~owned_TE
     if plan.gate == "masked_softmax":
-        scores_TE = in_group_softmax(logits_TE, owned_TE)
+        scores_TE = _InGroup.apply(logits_TE, foreign_TE)
         run_scores_TE = scores_TE
     else:
         scores_TE = masked_full_softmax(logits_TE, owned_TE)
         run_scores_TE = logits_TE.softmax(-1)  # unmasked, as released
     # Rank with -inf outside the group: an owned score that underflowed to 0 must still beat a foreign one.
     shifted_TE = scores_TE.detach() if bias_E is None else scores_TE.detach() + bias_E
-    ranking_TE = shifted_TE.masked_fill(~owned_TE, float("-inf"))
+    ranking_TE = shifted_TE.masked_fill(foreign_TE, float("-inf"))
     if plan.routing_groups_kept < plan.routing_groups:
         ranking_TE = _limit_to_runs(
             ranking_TE, run_scores_TE.detach(), owned_TE, plan.routing_groups, plan.routing_groups_kept
@@ -74,11 +74,27 @@ def choose(
     normalise = plan.normalise_top_k and plan.top_k > 1
     if normalise:
         weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
-    if plan.gate == "masked_softmax" or not normalise:
+    if plan.scale != 1.0 and (plan.gate == "masked_softmax" or not normalise):
         weights_TK = weights_TK * plan.scale
     if constant_T is not None:
         weights_TK = weights_TK * constant_T.unsqueeze(-1)
     return Choice(experts_TK, weights_TK, is_chosen_TK, scores_TE)
+
+
+class _InGroup(torch.autograd.Function):
+    """A softmax's gradient is 0 wherever the softmax is: one kernel backward in place of three."""
+
+    @staticmethod
+    def forward(ctx: Any, logits_TE: torch.Tensor, foreign_TE: torch.Tensor) -> torch.Tensor:
+        p_TE = logits_TE.masked_fill(foreign_TE, float("-inf")).softmax(-1)
+        p_TE.masked_fill_(foreign_TE, 0.0)  # NaN where a token owns none
+        ctx.save_for_backward(p_TE)
+        return p_TE
+
+    @staticmethod
+    def backward(ctx: Any, slope_TE: torch.Tensor) -> tuple[torch.Tensor, None]:  # type: ignore[override]
+        (p_TE,) = ctx.saved_tensors
+        return torch.ops.aten._softmax_backward_data(slope_TE, p_TE, -1, p_TE.dtype), None
 
 
 def _limit_to_runs(

@@ -28,5 +28,5 @@ def from_planes(planes: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """[..., P] booleans -> (tags [...], pads [...]); the inverse of to_planes for any leading shape."""
     tags = planes[..., 1].long()
     for bit in range(1, NUM_BITS):
-        tags = tags | (planes[..., 1 + bit].long() << bit)
+        tags.add_(planes[..., 1 + bit], alpha=1 << bit)
     return tags, planes[..., 0]

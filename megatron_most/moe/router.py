@@ -72,12 +72,12 @@ class ModalityRouter(TopKRouter):
         length, batch, num_experts = logits.shape
         tags_T, is_pad_T = (part.flatten() for part in from_planes(padding_mask))
         logits_TE = logits.reshape(-1, num_experts)
-        owned_TE = self.tables.owns_ME[tags_T]
+        owned_TE = self.tables.owns_ME.index_select(0, tags_T)
         constant_T = None
-        if self.group_constant is not None:
-            constant_T = self.group_constant[self.tables.group_of_tag_M[tags_T]]  # shared-only rows: any; weights are 0
+        if self.group_constant is not None:  # shared-only rows: any; weights are 0
+            constant_T = self.group_constant[self.tables.group_of_tag_M].index_select(0, tags_T)
         choice = choose(logits_TE, owned_TE, constant_T, self.expert_bias, self.plan)
-        counted_T = owned_TE.any(-1) & ~is_pad_T
+        counted_T = self.tables.owns_ME.any(-1).index_select(0, tags_T) & ~is_pad_T
         weights_TK = choice.weights_TK
         if torch.is_grad_enabled():  # once per token: under recompute the first pass runs without gradients
             count_TE = _count(choice, counted_T, num_experts)
@@ -86,8 +86,8 @@ class ModalityRouter(TopKRouter):
                 aux = self._auxiliary(logits_TE, owned_TE, choice, count_TE, counted_T, (length, batch))
                 weights_TK = MoEAuxLossAutoScaler.apply(weights_TK, aux)
         slots_TK = self.tables.slot_of_E[choice.experts_TK]
-        weights_TE = torch.zeros_like(logits_TE).scatter(1, slots_TK, weights_TK)
-        map_TE = torch.zeros_like(owned_TE).scatter(1, slots_TK, choice.is_chosen_TK)
+        weights_TE = torch.zeros_like(logits_TE).scatter_(1, slots_TK, weights_TK)
+        map_TE = torch.zeros_like(owned_TE).scatter_(1, slots_TK, choice.is_chosen_TK)
         return weights_TE, map_TE
 
     def _auxiliary(
@@ -108,7 +108,7 @@ class ModalityRouter(TopKRouter):
             if plan.aux_counts_everything:  # the release counts pads, and the tied slots of shared-only tokens as well
                 in_means_T = torch.ones_like(counted_T)
                 ones_TK = torch.ones_like(choice.weights_TK)
-                count_TE = torch.zeros_like(logits_TE).scatter(1, choice.experts_TK, ones_TK)
+                count_TE = torch.zeros_like(logits_TE).scatter_(1, choice.experts_TK, ones_TK)
             is_gates = plan.gate == "reference"
             scores_TE = choice.scores_TE if is_gates else masked_full_softmax(logits_TE, owned_TE)
             scores_TE = scores_TE * in_means_T.unsqueeze(-1)
@@ -160,4 +160,4 @@ def move_biases(model: torch.nn.Module, ranks: dist.ProcessGroup | None) -> None
 def _count(choice: Choice, counted_T: torch.Tensor, num_experts: int) -> torch.Tensor:
     """1.0 where a counted token chose an expert, [T, E] in published ids."""
     ones_TK = (choice.is_chosen_TK & counted_T.unsqueeze(-1)).float()
-    return ones_TK.new_zeros(ones_TK.size(0), num_experts).scatter(1, choice.experts_TK, ones_TK)
+    return ones_TK.new_zeros(ones_TK.size(0), num_experts).scatter_(1, choice.experts_TK, ones_TK)

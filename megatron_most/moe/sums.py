@@ -26,7 +26,7 @@ class RouterSums(torch.nn.Module):
     def __init__(self, plan: MoEPlan) -> None:
         super().__init__()
         groups = len(plan.groups)
-        self.sizes = (plan.num_experts, plan.num_experts, len(TAG_NAMES), groups, groups, groups, groups, 2)
+        self.sizes = (plan.num_experts, plan.num_experts, len(TAG_NAMES), groups, groups, groups, 2)
         self.is_close = True
         """Measure mass and entropy too."""
         self.register_buffer("sums", torch.zeros(sum(self.sizes), dtype=torch.float64), persistent=False)
@@ -45,8 +45,8 @@ class RouterSums(torch.nn.Module):
                 part.zero_()
 
     def parts(self) -> Sequence[torch.Tensor]:
-        """Views: load_E since the last look, load_E since the last bias step, tokens_M, tokens_G, those of them whose
-        mass and entropy were measured, mass_G, entropy_G, (balance loss, sequences).
+        """Views: load_E since the last look, load_E since the last bias step, tokens_M, tokens of a group whose mass
+        and entropy were measured, mass_G, entropy_G, (balance loss, sequences).
         """
         return self.sums.split(self.sizes)
 
@@ -56,17 +56,16 @@ class RouterSums(torch.nn.Module):
         is_pad_T: torch.Tensor, counted_T: torch.Tensor, tables: GroupTables,
     ) -> None:  # fmt: skip
         """Add one micro-batch (this rank's tokens of it)."""
-        load_E, step_load_E, tokens_M, tokens_G, close_G, mass_G, entropy_G, _ = self.parts()
+        load_E, step_load_E, tokens_M, close_G, mass_G, entropy_G, _ = self.parts()
         count_E = count_TE.sum(0)
         load_E += count_E
         step_load_E += count_E
         # Weights of 0 and 1 rather than boolean indexing, which would make a GPU wait for the CPU in every layer.
         tokens_M.index_add_(0, tags_T, (~is_pad_T).to(self.sums.dtype))
-        group_T = tables.group_of_tag_M[tags_T].clamp(min=0)  # shared-only tokens go to group 0 with weight 0
-        weight_T = counted_T.to(self.sums.dtype)
-        tokens_G.index_add_(0, group_T, weight_T)
         if not self.is_close:
             return
+        group_T = tables.group_of_tag_M[tags_T].clamp(min=0)  # shared-only tokens go to group 0 with weight 0
+        weight_T = counted_T.to(self.sums.dtype)
         log_q_TE = logits_TE.log_softmax(-1)
         owns_any_T1 = owned_TE.any(-1, keepdim=True)
         log_mass_T1 = log_q_TE.masked_fill(owns_any_T1 & ~owned_TE, float("-inf")).logsumexp(-1, keepdim=True)

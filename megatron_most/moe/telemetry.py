@@ -50,10 +50,11 @@ class LayerTelemetry:
 
 def describe(layer: int, sums: Sequence[torch.Tensor], plan: MoEPlan) -> LayerTelemetry:
     """Reduced sums -> plain numbers."""
-    load_E, _, tokens_M, tokens_G, close_G, mass_G, entropy_G, (balance, sequences) = sums
+    load_E, _, tokens_M, close_G, mass_G, entropy_G, (balance, sequences) = sums
     groups = []
     for index, (name, experts) in enumerate(zip(plan.group_names, plan.groups, strict=True)):
-        load, tokens, close = load_E[list(experts)], tokens_G[index].item(), close_G[index].item()
+        load, close = load_E[list(experts)], close_G[index].item()
+        tokens = sum(tokens_M[tag].item() for tag, group in enumerate(plan.group_of_tag) if group == index)
         mean = load.mean().item()
         undecided = torch.log(torch.tensor(float(len(experts)))).item() or 1.0
         groups.append(

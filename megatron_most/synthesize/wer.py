@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -13,6 +14,9 @@ _SILENT = 1e-3  # root mean square, where full scale is 1
 _SLOWEST, _FASTEST = 0.5, 8.0  # words a second; a voice has 2 to 4
 _SLACK_S = 1.0  # of silence around a short text
 _FLAT = 0.5  # spectral flatness of a long-term spectrum: 1 is white noise, speech is below 0.1
+_STEADY_DB = 3.0  # how much the level of 32 ms moves: of hums, tones, coloured noise below 2, of recorded words 5 to 20
+_HEARD_DB = 50.0  # pauses below that say nothing
+_BAND_HZ = (100, 4000)
 _FRAME = 512
 
 
@@ -28,6 +32,8 @@ def check_wave(wave: np.ndarray, text: str, sample_rate: int) -> None:
         raise RowError("wrong length", f"{seconds:.2f} s for {words} words")
     if (flat := flatness(wave)) > _FLAT:
         raise RowError("noise", f"spectral flatness {flat:.2f}")
+    if (moves := movement(wave, sample_rate)) < _STEADY_DB:
+        raise RowError("noise", f"its level moves by {moves:.1f} dB, as no speech does")
 
 
 def most_seconds(text: str) -> float:
@@ -37,11 +43,26 @@ def most_seconds(text: str) -> float:
 
 def flatness(wave: np.ndarray) -> float:
     """exp(mean log P) / mean P of the mean power spectrum P: how much it is like white noise."""
-    frames = wave[: len(wave) // _FRAME * _FRAME].reshape(-1, _FRAME)
-    if not len(frames):
+    if not len(power := _power(wave, _FRAME)):
         return 0.0
-    power = np.square(np.abs(np.fft.rfft(frames * np.hanning(_FRAME), axis=1))).mean(axis=0)[1:] + 1e-12
-    return float(np.exp(np.log(power).mean()) / power.mean())
+    mean = power.mean(axis=0)[1:] + 1e-12
+    return float(np.exp(np.log(mean).mean()) / mean.mean())
+
+
+def movement(wave: np.ndarray, sample_rate: int) -> float:
+    """Standard deviation, in dB, of the level of 32 ms within the band of a voice: syllables come and go."""
+    frame = round(0.032 * sample_rate)
+    low, high = (math.ceil(hz * frame / sample_rate) for hz in _BAND_HZ)
+    if not len(power := _power(wave, frame)):
+        return 0.0
+    level = 10 * np.log10(power[:, low : high + 1].sum(axis=1) + 1e-12)
+    return float(level[level > np.percentile(level, 99) - _HEARD_DB].std())
+
+
+def _power(wave: np.ndarray, frame: int) -> np.ndarray:
+    """Power spectra of windows that lie side by side."""
+    frames = wave[: len(wave) // frame * frame].reshape(-1, frame)
+    return np.square(np.abs(np.fft.rfft(frames * np.hanning(frame), axis=1)))
 
 
 def word_error_rate(said: str, heard: str) -> float:

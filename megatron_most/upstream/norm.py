@@ -3,8 +3,8 @@
 Under sequence parallelism each tensor-parallel rank sees its own tokens, so the weight is marked `sequence_parallel`:
 whoever reduces gradients must sum it over tensor-parallel ranks.
 
-torch has one kernel for it on a GPU. On a CPU it composes it of small ones, each over all hidden states; there ours keeps
-what the backward pass needs, goes over them nine times in all and takes 0.6 to 0.7 of torch's time.
+torch has one kernel for it on a GPU. On a CPU it composes it of small ones, each over all hidden states; there ours
+keeps what the backward pass needs, goes over them nine times in all and takes 0.6 to 0.7 of torch's time.
 """
 
 from __future__ import annotations

@@ -47,7 +47,8 @@ elif "train" in text:
     sys.exit(0)
 else:
     pitch = 100 + sum(voice.encode()) % 200
-    second = array.array("h", (int(9000 * math.sin(2 * math.pi * pitch * n / rate)) for n in range(rate)))
+    turn = 2 * math.pi / rate
+    second = array.array("h", (int(9000 * math.sin(4 * turn * n) * math.sin(pitch * turn * n)) for n in range(rate)))
     samples = (second * math.ceil(seconds)).tobytes()[: 2 * count]
 with wave.open(out, "wb") as file:
     file.setparams((1, 2, rate, 0, "NONE", ""))
@@ -211,11 +212,23 @@ def test_a_real_voice_passes_a_real_judge_and_a_wrong_text_does_not(dialogues: P
 
 def test_waves_that_are_no_speech_are_told_apart() -> None:
     draw, text = np.random.default_rng(0), "one two three four five six"
-    voice = np.sin(2 * np.pi * 150 * np.arange(32000) / 16000).astype(np.float32) * 0.2
+    turn = 2 * np.pi * np.arange(32000) / 16000
+    hum = np.sin(150 * turn).astype(np.float32) * 0.2
+    voice = hum * np.abs(np.sin(4 * turn)).astype(np.float32)
     check_wave(voice, text, 16000)
+
+    def coloured(power: float) -> np.ndarray:
+        slopes = np.maximum(np.arange(16001), 20.0) ** (-power / 2)
+        wave = np.fft.irfft(np.fft.rfft(draw.normal(size=32000)) * slopes)
+        return (0.1 * wave / wave.std()).astype(np.float32)
+
     for wave, reason in (
         (np.zeros(32000, np.float32), "silence"),
         (draw.normal(0, 0.1, 32000).astype(np.float32), "noise"),
+        (hum, "noise"),
+        (hum + 0.2 * np.sin(7 * 150 * turn).astype(np.float32), "noise"),
+        (coloured(1), "noise"),
+        (coloured(2), "noise"),
         (voice[:1600], "wrong length"),
         (np.tile(voice, 10), "wrong length"),
         (voice * np.nan, "not sound"),
