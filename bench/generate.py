@@ -32,7 +32,7 @@ class Endless(CoreModel):
         return logits_BV
 
 
-def measure(model: MostModel, plan: Plan, past: int, rows: int, new: int) -> dict[str, float]:
+def measure(model: MostModel, plan: Plan, past: int, rows: int, new: int, rounds: int) -> dict[str, float]:
     """Seconds of a token after `past` ones, by the cache and by the whole row; tokens a second of 1 and of `rows`."""
     cached = Endless(model)
     prompt = _prompt(plan, past)
@@ -47,21 +47,24 @@ def measure(model: MostModel, plan: Plan, past: int, rows: int, new: int) -> dic
     model.eval()
     with torch.no_grad():
         whole_s = _seconds(lambda: model(batch, with_labels=False), 5)
-    rates = {}
-    for count in (1, rows):
-        prompts = [_prompt(plan, 40 + 3 * row) for row in range(count)]
-        settings = Settings(max_new_tokens=new, mode="text-only", temperature=1.0)
-        start = time.perf_counter()
-        answers = generate(cached, prompts, settings)
-        rates[count] = sum(len(answer.ids) for answer in answers) / (time.perf_counter() - start)
+    rates = [(_rate(cached, plan, 1, new), _rate(cached, plan, rows, new)) for _ in range(rounds)]
     return {
         "cached_step_s": step_s,
         "uncached_step_s": whole_s,
         "cache_ratio": whole_s / step_s,
-        "tokens_per_s": rates[1],
-        f"tokens_per_s_{rows}_rows": rates[rows],
-        "batch_ratio": rates[rows] / rates[1],
+        "tokens_per_s": median(one for one, _ in rates),
+        f"tokens_per_s_{rows}_rows": median(many for _, many in rates),
+        "batch_ratio": median(many / one for one, many in rates),
     }
+
+
+def _rate(model: CoreModel, plan: Plan, count: int, new: int) -> float:
+    """Tokens a second of `count` answers at once."""
+    prompts = [_prompt(plan, 40 + 3 * row) for row in range(count)]
+    settings = Settings(max_new_tokens=new, mode="text-only", temperature=1.0)
+    start = time.perf_counter()
+    answers = generate(model, prompts, settings)
+    return sum(len(answer.ids) for answer in answers) / (time.perf_counter() - start)
 
 
 def _prompt(plan: Plan, size: int) -> Prompt:
@@ -85,11 +88,12 @@ def main() -> None:
     parser.add_argument("--past", type=int, default=1000, help="tokens before the one that is timed")
     parser.add_argument("--rows", type=int, default=8, help="of a batch")
     parser.add_argument("--new", type=int, default=100, help="tokens of an answer at most")
+    parser.add_argument("--rounds", type=int, default=5, help="an answer and a batch by turns, so often: medians")
     chosen = parser.parse_args()
     with open_session(replace(load_recipe(chosen.config), {"device": "cpu"})) as session:
         set_threads(1)  # so small a model spends its time waiting for threads
         model = build_model(session.plan, session.groups)
-        found = measure(model, session.plan, chosen.past, chosen.rows, chosen.new)
+        found = measure(model, session.plan, chosen.past, chosen.rows, chosen.new, chosen.rounds)
     sys.stdout.write(json.dumps(found, indent=1) + "\n")
 
 

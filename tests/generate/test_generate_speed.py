@@ -12,7 +12,7 @@ from tests.harness import run_ranks
 
 def measured(ranks: Ranks) -> dict[str, float]:
     with opened(ranks, "mla") as model:
-        return measure(model, model.plan, past=1000, rows=8, new=25)
+        return measure(model, model.plan, past=1000, rows=8, new=25, rounds=3)
 
 
 def test_a_cached_token_and_a_batched_one_are_cheaper() -> None:
