@@ -21,7 +21,9 @@ from megatron_most.runtime import agree
 
 
 def check_together(batches: Sequence[PackedBatch], plan: Plan, groups: Groups) -> None:
-    """All ranks call it, with host tensors; costs a few all-reduces of a few integers on the CPU."""
+    """All ranks call it, with host tensors; costs one all-reduce of a few integers on the CPU, and one for each kind of
+    rank that shares a sequence.
+    """
     found: Exception | None = None
     try:
         if not batches:
@@ -36,17 +38,20 @@ def check_together(batches: Sequence[PackedBatch], plan: Plan, groups: Groups) -
                 raise LayoutError(f"rows of {batch.tokens_BS.size(1)} tokens, but train.sequence_length is {wanted}")
     except Exception as error:  # agree() raises it again, on every rank
         found = error
-    agree(found)
-    mine = torch.tensor([len(batches), batches[0].num_rows])
-    most = torch.cat([mine, -mine])
+    other = _other_batch([] if found else batches, groups)
+    size = (0, 0) if found else (len(batches), batches[0].num_rows)
+    most = torch.tensor([found is not None, other is not None, *size, *(-part for part in size)], dtype=torch.int64)
     dist.all_reduce(most, dist.ReduceOp.MAX)
-    (num, rows), (least_num, least_rows) = most[:2].tolist(), (-most[2:]).tolist()
+    is_wrong, is_other, num, rows, least_num, least_rows = most.abs().tolist()
+    if is_wrong:
+        agree(found)
     if (num, rows) != (least_num, least_rows):  # the same numbers everywhere, so all ranks raise
         raise LayoutError(
             f"ranks disagree: {least_num} to {num} micro-batches of {least_rows} to {rows} rows in one step; "
             "give every rank as many (fill up with rows of pads)"
         )
-    agree(_other_batch(batches, groups))
+    if is_other:
+        agree(other)
 
 
 def _other_batch(batches: Sequence[PackedBatch], groups: Groups) -> LayoutError | None:
@@ -56,9 +61,11 @@ def _other_batch(batches: Sequence[PackedBatch], groups: Groups) -> LayoutError 
     mine = torch.tensor([_fingerprint(batches), _fingerprint(batches, of_waves=True)])
     both = torch.stack([mine, -mine])
     for group in (groups.tensor, groups.context):
-        dist.all_reduce(both, dist.ReduceOp.MAX, group=group)
+        if group.size() > 1:
+            dist.all_reduce(both, dist.ReduceOp.MAX, group=group)
     rows = both[:, :1].contiguous()
-    dist.all_reduce(rows, dist.ReduceOp.MAX, group=groups.stages)
+    if groups.stages.size() > 1:
+        dist.all_reduce(rows, dist.ReduceOp.MAX, group=groups.stages)
     if torch.equal(both[0], -both[1]) and torch.equal(rows[0], -rows[1]):
         return None
     return LayoutError(

@@ -52,7 +52,8 @@ def gradient_squares(
         if getattr(weight, "shared", False):  # the last stage's copy of a tied embedding
             continue
         if is_expert(weight) or getattr(weight, "tensor_model_parallel", False) or groups.tensor.rank() == 0:
-            squares[part_of[weight]] += fragment.double().square().sum().to(device)
+            norm = torch.linalg.vector_norm(fragment, dtype=torch.float64)  # no copy in float64
+            squares[part_of[weight]] += norm.square().to(device)
     dist.all_reduce(squares)
     return squares
 

@@ -36,5 +36,5 @@ def test_losses_and_norms_are_those_of_the_plain_engine(layout: str, changes: di
     assert min(plain["norms"]) > 0.5  # clipping is active all the time
     for rank in run_ranks(train, world_size, {"engine.kind": "deepspeed", **BF16, **sizes, **changes}, file):
         assert rank["losses"] == pytest.approx(plain["losses"], rel=5e-3)
-        assert rank["norms"][0] == pytest.approx(plain["norms"][0], rel=3e-3)  # of the same weights
+        assert rank["norms"][0] == pytest.approx(plain["norms"][0], rel=6e-3)  # of the same weights; AMX rounds by 3e-3
         assert rank["norms"] == pytest.approx(plain["norms"], rel=4e-2)  # Adam magnifies rounding
