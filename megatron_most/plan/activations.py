@@ -149,7 +149,11 @@ def _layer(plan: Plan, sizes: Sizes, has_experts: bool) -> dict[str, float]:
     # In float32 the router multiplies the very tensor that the shared experts keep; else its own float32 copy.
     copied = 4 * width * (item < 4 or not moe.shared_hidden_size)
     num, top = moe.num_experts, moe.top_k
-    found["router"] = own * (copied + 16 * num + 17 * top + 5) + 4 * num * width * (item < 4)
+    found["router"] = own * (copied + _choice(moe.gate, moe.aux_loss, num) + 17 * top + 5) + 4 * num * width * (
+        item < 4
+    )
+    if moe.normalise_top_k and top > 1:
+        found["router"] += own * 4 * (top + 1)
     rows = sizes.expert_rows
     sent = own * top * plan.layout.expert_tensor  # what this rank's own tokens become
     found["dispatch"] = own * plan.layout.expert_tensor * 5 * num + 8 * sent
@@ -158,6 +162,15 @@ def _layer(plan: Plan, sizes: Sizes, has_experts: bool) -> dict[str, float]:
     inners = 6 if config.engine.kind == "deepspeed" and config.engine.zero_stage == 3 else 2
     found["experts"] = rows * (width * item + inners * inner * item + 4)
     return found
+
+
+def _choice(gate: str, aux_loss: str, num: int) -> int:
+    """Of one token: softmaxes over experts and their masks. The release's keeps each mask, and a balance loss of the
+    other kind has a softmax of its own.
+    """
+    if gate == "masked_softmax":
+        return (9 if aux_loss == "reference" else 4) * num
+    return (17 if aux_loss == "group" else 13) * num
 
 
 def _mla(plan: Plan, sizes: Sizes) -> dict[str, float]:
