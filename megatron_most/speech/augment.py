@@ -108,6 +108,8 @@ class Augmenter:
     def __call__(self, wave: np.ndarray, key: Key, rate: int) -> np.ndarray:
         """The sample's sound. Its length is divided by `pace(key)`, to within a sample."""
         config = self._config
+        if not len(wave):
+            raise DataError(f"sample {key}: a sound of no samples; leave it out of the manifest")
         count = max(1, round(len(wave) / self.pace(key)))
         if (factor := self._factor("speed", key)) != 1:
             wave = at_speed(wave, factor)

@@ -149,6 +149,8 @@ def test_silence_stays_silent_and_short_waves_pass_through_every_effect() -> Non
     for count in (1, 7, 160, 401):
         found = whole(sound(1, 3)[:count], ("b", count), RATE)
         assert len(found) == max(1, round(count / whole.pace(("b", count)))) and np.isfinite(found).all()
+    with pytest.raises(DataError, match="no samples"):
+        whole(sound(1, 3)[:0], ("c",), RATE)
 
 
 def test_a_sample_depends_on_seed_and_key_alone_and_every_effect_changes_it() -> None:
