@@ -82,10 +82,14 @@ def test_an_older_attempt_on_a_node_that_was_cut_off_publishes_nothing_more(benc
     assert bench.begin(2)["step"] > EVERY, "and has gone on saving meanwhile"
     log = bench.attempt(1) / "log"
     bench.box.wait(lambda: "taken this folder over" in log.read_text(), 180, "the older attempt being told")
-    bench.await_saved(bench.begin(2)["step"] + 2 * EVERY)
+    saved_by = lambda: [  # noqa: E731
+        json.loads(path.read_text())["attempt"]
+        for path in sorted((bench.run / "checkpoints").glob("step-*/manifest.json"))
+    ]
+    bench.box.wait(lambda: 2 in saved_by(), 120, "a checkpoint of attempt 2")  # the older one had saved until then
+    bench.await_saved(bench.saved() + EVERY)
     bench.box.wait(lambda: "attempt 2 has begun, so attempt 1 is over" in bench.said(job), 60, "its batch script")
-    manifests = sorted((bench.run / "checkpoints").glob("step-*/manifest.json"))
-    by_step = [json.loads(path.read_text())["attempt"] for path in manifests]
+    by_step = saved_by()
     assert by_step == sorted(by_step) and by_step[0] < by_step[-1], "each is of one attempt, and none older follows"
     assert not (bench.attempt(1) / "end.json").exists() and not (bench.run / "DONE").exists()
     bench.box.on("head", "scancel", job)
