@@ -1,6 +1,7 @@
 """In bf16 too ZeRO does what the plain engine does: its classes and buffers are others there than in float32.
 
-What is wrong in ZeRO's handling of experts or tensor ranks shows as 2 to 9 percent of the norm; rounding is far below.
+What is wrong in ZeRO's handling of experts or tensor ranks shows as 2 to 9 percent of the norm. Rounding moves the first
+one by up to 0.34 percent: by that with oneDNN's AMX kernels and without oneDNN, by less than 0.3 with its AVX512 ones.
 """
 
 from __future__ import annotations
@@ -36,5 +37,5 @@ def test_losses_and_norms_are_those_of_the_plain_engine(layout: str, changes: di
     assert min(plain["norms"]) > 0.5  # clipping is active all the time
     for rank in run_ranks(train, world_size, {"engine.kind": "deepspeed", **BF16, **sizes, **changes}, file):
         assert rank["losses"] == pytest.approx(plain["losses"], rel=5e-3)
-        assert rank["norms"][0] == pytest.approx(plain["norms"][0], rel=6e-3)  # of the same weights; AMX rounds by 3e-3
+        assert rank["norms"][0] == pytest.approx(plain["norms"][0], rel=6e-3)  # of the same weights; see above
         assert rank["norms"] == pytest.approx(plain["norms"], rel=4e-2)  # Adam magnifies rounding
