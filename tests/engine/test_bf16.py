@@ -1,7 +1,7 @@
 """In bf16 too ZeRO does what the plain engine does: its classes and buffers are others there than in float32.
 
-What is wrong in ZeRO's handling of experts or tensor ranks shows as 2 to 9 percent of the norm. Rounding moves the first
-one by up to 0.34 percent: by that with oneDNN's AMX kernels and without oneDNN, by less than 0.3 with its AVX512 ones.
+What is wrong in ZeRO's handling of experts or tensor ranks shows as 2 to 9 percent of the norm. Rounding moves the
+first one by up to 0.34 percent: by that with oneDNN's AMX kernels and without oneDNN, by less with its AVX512 ones.
 """
 
 from __future__ import annotations
