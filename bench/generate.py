@@ -36,22 +36,24 @@ def measure(model: MostModel, plan: Plan, past: int, rows: int, new: int, rounds
     """Seconds of a token after `past` ones, by the cache and by the whole row; tokens a second of 1 and of `rows`."""
     cached = Endless(model)
     prompt = _prompt(plan, past)
-    state = cached.open(1, past + 64)
+    state = cached.open(1, past + 21 * rounds + 1)
     ids, tags = torch.tensor([prompt.ids]), torch.tensor([prompt.tags])
     cached.step(state, ids, tags, torch.tensor([past]))
     one = torch.ones(1, dtype=torch.long)
-    step_s = _seconds(lambda: cached.step(state, ids[:, -1:], tags[:, -1:], one), 30)
-    state.close()
     whole = Document([*prompt.ids, plan.tokens.eos_id], [*prompt.tags, 0], [False] * (past + 1))
     batch = pack_rows([[whole]], past, plan.tokens)
-    model.eval()
-    with torch.no_grad():
-        whole_s = _seconds(lambda: model(batch, with_labels=False), 5)
+    times = []
+    for _ in range(rounds):
+        step_s = _seconds(lambda: cached.step(state, ids[:, -1:], tags[:, -1:], one), 20)
+        with torch.no_grad():  # and in eval mode, as generation has it until the state is closed
+            whole_s = _seconds(lambda: model(batch, with_labels=False), 3)
+        times.append((step_s, whole_s))
+    state.close()
     rates = [(_rate(cached, plan, 1, new), _rate(cached, plan, rows, new)) for _ in range(rounds)]
     return {
-        "cached_step_s": step_s,
-        "uncached_step_s": whole_s,
-        "cache_ratio": whole_s / step_s,
+        "cached_step_s": median(step_s for step_s, _ in times),
+        "uncached_step_s": median(whole_s for _, whole_s in times),
+        "cache_ratio": median(whole_s / step_s for step_s, whole_s in times),
         "tokens_per_s": median(one for one, _ in rates),
         f"tokens_per_s_{rows}_rows": median(many for _, many in rates),
         "batch_ratio": median(many / one for one, many in rates),
@@ -88,7 +90,7 @@ def main() -> None:
     parser.add_argument("--past", type=int, default=1000, help="tokens before the one that is timed")
     parser.add_argument("--rows", type=int, default=8, help="of a batch")
     parser.add_argument("--new", type=int, default=100, help="tokens of an answer at most")
-    parser.add_argument("--rounds", type=int, default=5, help="an answer and a batch by turns, so often: medians")
+    parser.add_argument("--rounds", type=int, default=5, help="what is compared by turns, so often: medians")
     chosen = parser.parse_args()
     with open_session(replace(load_recipe(chosen.config), {"device": "cpu"})) as session:
         set_threads(1)  # so small a model spends its time waiting for threads

@@ -85,9 +85,11 @@ class MostModel(GPTModel):
         """
         n, ranks = lookback.num_tokens, self.groups.tensor.size()
         fill = -n % ranks if self.config.sequence_parallel else 0
-        tokens_1N, tags_1N = (F.pad(x, (0, fill)).unsqueeze(0) for x in (tokens_N, tags_N))
-        is_pad_1N = torch.arange(n + fill, device=tokens_N.device).unsqueeze(0) >= n
-        positions_1N = F.pad(lookback.position_N, (0, fill)).unsqueeze(0)
+        is_pad_N = torch.zeros_like(tokens_N, dtype=torch.bool)
+        by_token = [tokens_N, tags_N, lookback.position_N]
+        if fill:
+            by_token, is_pad_N = [F.pad(x, (0, fill)) for x in by_token], F.pad(is_pad_N, (0, fill), value=True)
+        tokens_1N, tags_1N, positions_1N, is_pad_1N = (x.unsqueeze(0) for x in (*by_token, is_pad_N))
         angles = None
         if not self.config.multi_latent_attention:  # which turns its own
             length = lookback.cache.capacity if lookback.cache else lookback.longest  # few tables, which Core keeps

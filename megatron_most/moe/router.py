@@ -77,9 +77,9 @@ class ModalityRouter(TopKRouter):
         if self.group_constant is not None:  # shared-only rows: any; weights are 0
             constant_T = self.group_constant[self.tables.group_of_tag_M].index_select(0, tags_T)
         choice = choose(logits_TE, owned_TE, constant_T, self.expert_bias, self.plan)
-        counted_T = self.tables.owns_ME.any(-1).index_select(0, tags_T) & ~is_pad_T
         weights_TK = choice.weights_TK
         if torch.is_grad_enabled():  # once per token: under recompute the first pass runs without gradients
+            counted_T = self.tables.owns_ME.any(-1).index_select(0, tags_T) & ~is_pad_T
             count_TE = _count(choice, counted_T, num_experts)
             self.sums.add(logits_TE.detach(), owned_TE, count_TE, tags_T, is_pad_T, counted_T, self.tables)
             if self.training and (self.plan.aux_loss != "none" or self.plan.z_coefficient):

@@ -1,8 +1,9 @@
-"""The all-to-all dispatcher with two things mended.
+"""The all-to-all dispatcher with two things mended and one left out.
 
 Shared-only tokens choose no expert, but Core announces top_k rows for every token; 0.19's permutation then invents
 rows ("split_sizes expects split_sizes to sum exactly"). And without CUDA the split sizes stay tensors, where gloo
-wants lists.
+wants lists. Where a rank has all experts whole, rows come out of the first permutation as the experts want them; Core
+cuts them apart and lays them together again before and behind the experts all the same, each a copy of all rows.
 """
 
 from __future__ import annotations
@@ -22,6 +23,22 @@ class TrueCountAlltoAll(MoEAlltoAllTokenDispatcher):
         self.num_out_tokens = routing_map.sum()
         self._maybe_update_cuda_sync_point("before_permutation_1")  # the permutation needs the number on the host
         return counts
+
+    def dispatch_postprocess(self, global_input_tokens: torch.Tensor, global_probs: torch.Tensor) -> Any:
+        if not self._has_all_experts():
+            return super().dispatch_postprocess(global_input_tokens, global_probs)
+        counts: torch.Tensor = self.tokens_per_expert  # type: ignore[has-type]
+        for point in ("before_permutation_2", "before_finish"):
+            counts = self._maybe_dtoh_and_synchronize(point, counts)
+        self.tokens_per_expert = None
+        return global_input_tokens, counts, global_probs
+
+    def combine_preprocess(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return hidden_states if self._has_all_experts() else super().combine_preprocess(hidden_states)
+
+    def _has_all_experts(self) -> bool:
+        """And whole, and nothing else to do between the permutations."""
+        return self.tp_size == self.ep_size == 1 and self.shared_experts is None and not self.drop_and_pad
 
     def token_dispatch(self, *args: Any, **kwargs: Any) -> Any:
         for name in ("input_splits", "output_splits"):

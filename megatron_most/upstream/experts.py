@@ -28,8 +28,10 @@ class Experts(SequentialMLP):
         downs = [expert.linear_fc2.weight for expert in self.local_experts]
         if not self._is_swiglu() or any(_is_elsewhere(weight) for weight in (*ups, *downs)):
             return super().forward(permuted_local_hidden_states, tokens_per_expert, permuted_probs)
-        out_TD = _SwiGlus.apply(permuted_local_hidden_states, permuted_probs, tokens_per_expert.tolist(), *ups, *downs)
-        return out_TD, None
+        given = permuted_local_hidden_states, permuted_probs, tokens_per_expert.tolist()
+        if torch.is_grad_enabled():
+            return _SwiGlus.apply(*given, *ups, *downs), None
+        return _swiglus(*given, ups, downs)[0], None
 
     def _is_swiglu(self) -> bool:
         config = self.config
@@ -50,15 +52,7 @@ class _SwiGlus(torch.autograd.Function):
     def forward(
         ctx: Any, rows_TD: torch.Tensor, probs_T: torch.Tensor, counts: list[int], *weights: torch.Tensor
     ) -> torch.Tensor:
-        ups, downs = weights[: len(counts)], weights[len(counts) :]
-        inner_TF2 = rows_TD.new_empty(len(rows_TD), ups[0].size(0))
-        for span, up in _spans(counts, ups):
-            torch.mm(rows_TD[span], up.t(), out=inner_TF2[span])
-        gate_TF, linear_TF = inner_TF2.chunk(2, -1)
-        weighted_TF = _weighted(F.silu(gate_TF).mul_(linear_TF), probs_T)
-        out_TD = torch.empty_like(rows_TD)
-        for span, down in _spans(counts, downs):
-            torch.mm(weighted_TF[span], down.t(), out=out_TD[span])
+        out_TD, inner_TF2 = _swiglus(rows_TD, probs_T, counts, weights[: len(counts)], weights[len(counts) :])
         ctx.counts = counts
         ctx.save_for_backward(rows_TD, probs_T, inner_TF2, *weights)
         return out_TD
@@ -94,6 +88,22 @@ class _SwiGlus(torch.autograd.Function):
             for span, up in _spans(counts, ups):
                 torch.mm(slope_TF2[span], up, out=of_rows_TD[span])
         return of_rows_TD, of_probs_T, None, *of_ups, *of_downs
+
+
+def _swiglus(
+    rows_TD: torch.Tensor, probs_T: torch.Tensor, counts: Sequence[int], ups: Sequence[torch.Tensor],
+    downs: Sequence[torch.Tensor],
+) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
+    """What the experts say, and what they have inside before their activation."""
+    inner_TF2 = rows_TD.new_empty(len(rows_TD), ups[0].size(0))
+    for span, up in _spans(counts, ups):
+        torch.mm(rows_TD[span], up.t(), out=inner_TF2[span])
+    gate_TF, linear_TF = inner_TF2.chunk(2, -1)
+    weighted_TF = _weighted(F.silu(gate_TF).mul_(linear_TF), probs_T)
+    out_TD = torch.empty_like(rows_TD)
+    for span, down in _spans(counts, downs):
+        torch.mm(weighted_TF[span], down.t(), out=out_TD[span])
+    return out_TD, inner_TF2
 
 
 def _spans(counts: Sequence[int], weights: Sequence[torch.Tensor]) -> Iterator[tuple[slice, torch.Tensor]]:

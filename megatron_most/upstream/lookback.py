@@ -90,13 +90,18 @@ class Lookback:
         self.spans = [Span(*of) for of in zip(rows, past, firsts, counts, strict=True)]
         self.num_tokens = sum(counts)
         self.longest = max(p + n for p, n in zip(past, counts, strict=True))
-        num_B = torch.tensor(counts)
-        place_N = torch.arange(self.num_tokens) - torch.tensor(firsts).repeat_interleave(num_B)
-        self.position_N = (torch.tensor(past).repeat_interleave(num_B) + place_N).to(device)
-        self.row_N = torch.tensor(rows).repeat_interleave(num_B).to(device)
+        # Lists first: each operation on a tensor costs a step of one token as much as one of thousands.
+        positions = [p + i for p, n in zip(past, counts, strict=True) for i in range(n)]
+        self.position_N, self.row_N = torch.tensor(
+            [positions, [row for row, n in zip(rows, counts, strict=True) for _ in range(n)]], device=device
+        )
         # One new token in each row there is: the usual step, done for all rows at once.
         self.is_even = cache is not None and [*rows] == [*range(len(cache.lengths))] and set(counts) == {1}
-        self.seen_BT = torch.arange(self.longest, device=device) <= self.position_N[:, None] if self.is_even else None
+        # Where rows differ in length, what each of them sees in such a step; otherwise all see all there is.
+        is_ragged = self.is_even and min(past) + 1 < self.longest
+        self.seen_BT = torch.arange(self.longest, device=device) <= self.position_N[:, None] if is_ragged else None
+        self.turns: tuple[torch.Tensor, torch.Tensor] | None = None
+        """Cosines and sines of the new tokens' positions, from the first layer that works them out."""
         if cache is not None:
             cache.reserve(self.longest)
 
@@ -131,9 +136,8 @@ def attend(
     if lookback.cache is not None:
         keys, values = lookback.put(layer, "key", key), lookback.put(layer, "value", value)
     if lookback.is_even:
-        assert lookback.seen_BT is not None
         grouped = query.unflatten(1, (heads, -1))  # [B, H, G, D]: the query heads of a key head as its positions
-        seen = lookback.seen_BT[:, None, None]
+        seen = None if lookback.seen_BT is None else lookback.seen_BT[:, None, None]
         k, v = (x[:, : lookback.longest].transpose(1, 2) for x in (keys, values))
         attended = F.scaled_dot_product_attention(grouped, k, v, attn_mask=seen, scale=scale)
         out[:n, 0] = attended.flatten(1)

@@ -67,45 +67,51 @@ class MendedMLA(MLASelfAttention):
         if not isinstance(attention_mask, Lookback):
             return super().forward(hidden_states, attention_mask, *args, **kwargs)
         query_NHQ, latent_NL = self._query_and_latent(hidden_states, attention_mask)
-        out = query_NHQ.new_zeros(query_NHQ.size(0), 1, self.num_attention_heads_per_partition * self.config.v_head_dim)
         n = attention_mask.num_tokens
-        out[:n, 0] = self._look_back(query_NHQ[:n], latent_NL[:n], attention_mask).flatten(1)
-        return self.linear_proj(out)
+        out_N1D = self._look_back(query_NHQ[:n], latent_NL[:n], attention_mask).flatten(1).unsqueeze(1)
+        if fill := query_NHQ.size(0) - n:
+            out_N1D = F.pad(out_N1D, (0, 0, 0, 0, 0, fill))
+        return self.linear_proj(out_N1D)
 
     def _query_and_latent(self, x: torch.Tensor, lookback: Lookback) -> tuple[torch.Tensor, torch.Tensor]:
-        """[N, H, C+P] and [N, R+P], turned to the tokens' positions; those that only fill up have position 0."""
+        """[N, H, C+P] and [N, R+P], turned to the tokens' positions; those that only fill up get position 0."""
         config = self.config
         if config.q_lora_rank is None:
             query, _ = self.linear_q_proj(x)
         else:
             query, _ = self.linear_q_up_proj(self.q_layernorm(self.linear_q_down_proj(x)[0]))
         query = query[:, 0].unflatten(-1, (-1, self.q_head_dim))
-        latent, rope = self.linear_kv_down_proj(x)[0].split([config.kv_lora_rank, config.qk_pos_emb_head_dim], -1)
-        latent = torch.cat([self.kv_layernorm(latent), rope], -1)
+        widths = [config.kv_lora_rank, config.qk_pos_emb_head_dim]
+        kept, key_rope = self.linear_kv_down_proj(x)[0].split(widths, -1)  # [N, 1, R], [N, 1, P]
+        kept = self.kv_layernorm(kept)
         if config.sequence_parallel:
-            latent = gather_from_sequence_parallel_region(latent, group=self.pg_collection.tp)
-        position_N = F.pad(lookback.position_N, (0, query.size(0) - lookback.num_tokens))
-        capacity = lookback.cache.capacity if lookback.cache else lookback.longest  # few tables, which Core keeps
-        table = self.rotary_pos_emb(capacity)
-        angles, scale = table if isinstance(table, tuple) else (table, 1.0)
-
-        def turn(x_NHP: torch.Tensor) -> torch.Tensor:
-            turned = apply_rotary_pos_emb(
-                x_NHP.unsqueeze(1), angles[position_N], config=config, mscale=scale, cp_group=self.pg_collection.cp,
-                **PAIRWISE,
-            )  # fmt: skip
-            return turned[:, 0]
-
+            both = gather_from_sequence_parallel_region(torch.cat([kept, key_rope], -1), group=self.pg_collection.tp)
+            kept, key_rope = both.split(widths, -1)
         without, query_rope = query.split([config.qk_head_dim, config.qk_pos_emb_head_dim], -1)
-        kept, key_rope = latent.split([config.kv_lora_rank, config.qk_pos_emb_head_dim], -1)  # [N, 1, R], [N, 1, P]
-        return torch.cat([without, turn(query_rope)], -1), torch.cat([kept, turn(key_rope)], -1)[:, 0]
+        turned = self._turn(torch.cat([query_rope, key_rope], 1), lookback)  # the key as one head more
+        return torch.cat([without, turned[:, :-1]], -1), torch.cat([kept[:, 0], turned[:, -1]], -1)
+
+    def _turn(self, x_NHP: torch.Tensor, lookback: Lookback) -> torch.Tensor:
+        """As Core's apply_rotary_pos_emb, to the bit; it works out sines and cosines in each layer anew."""
+        if lookback.turns is None:
+            capacity = lookback.cache.capacity if lookback.cache else lookback.longest  # few tables, which Core keeps
+            table = self.rotary_pos_emb(capacity)
+            angles, scale = table if isinstance(table, tuple) else (table, 1.0)
+            angles_N1H = angles[..., : angles.size(-1) // 2][lookback.position_N][:, 0]  # both halves are the same
+            fill = x_NHP.size(0) - lookback.num_tokens
+            angles_N1H = F.pad(angles_N1H, (0, 0, 0, 0, 0, fill))
+            lookback.turns = (angles_N1H.cos() * scale).to(x_NHP.dtype), (angles_N1H.sin() * scale).to(x_NHP.dtype)
+        cos, sin = lookback.turns
+        even, odd = x_NHP.unflatten(-1, (-1, 2)).unbind(-1)
+        return torch.cat([even * cos - odd * sin, odd * cos + even * sin], -1)
 
     def _look_back(self, query_NHQ: torch.Tensor, latent_NL: torch.Tensor, lookback: Lookback) -> torch.Tensor:
         """[N, H, V]."""
         kept_BTL = lookback.put(self.layer_number, "latent", latent_NL) if lookback.cache else None
         if lookback.is_even:
-            assert kept_BTL is not None and lookback.seen_BT is not None
-            return self._absorbed(query_NHQ.unsqueeze(1), kept_BTL[:, : lookback.longest], lookback.seen_BT[:, None])
+            assert kept_BTL is not None
+            seen_B1T = None if lookback.seen_BT is None else lookback.seen_BT[:, None]
+            return self._absorbed(query_NHQ.unsqueeze(1), kept_BTL[:, : lookback.longest], seen_B1T)
         parts = []
         for span in lookback.spans:
             here = slice(span.first, span.first + span.count)
@@ -129,17 +135,30 @@ class MendedMLA(MLASelfAttention):
         whole = self.linear_kv_up_proj.weight.unflatten(0, (-1, config.qk_head_dim + config.v_head_dim))
         return whole[:, : config.qk_head_dim], whole[:, config.qk_head_dim :]
 
-    def _absorbed(self, query_BSHQ: torch.Tensor, past_BTL: torch.Tensor, seen_BST: torch.Tensor) -> torch.Tensor:
-        """S new tokens of each of B rows -> [B*S, H, V]; all heads look at the same latents."""
+    def _absorbed(
+        self, query_BSHQ: torch.Tensor, past_BTL: torch.Tensor, seen_BST: torch.Tensor | None
+    ) -> torch.Tensor:
+        """S new tokens of each of B rows -> [B*S, H, V]; all heads look at the same latents, all of them or those seen.
+
+        They are keys and values both: the rope's part of what comes of them is dropped, for fused attention on a CPU
+        wants values as wide as keys, and one call of it costs less than the products one by one.
+        """
         to_key_HCR, to_value_HVR = self._expansion()
-        query_BSHC, rope_BSHP = query_BSHQ.split([self.config.qk_head_dim, self.config.qk_pos_emb_head_dim], -1)
-        query_BSHL = torch.cat([torch.einsum("bshc,hcr->bshr", query_BSHC, to_key_HCR), rope_BSHP], -1)
-        num_heads = query_BSHL.size(2)
-        scores = (query_BSHL.flatten(1, 2) @ past_BTL.transpose(1, 2)).float() * self.softmax_scale
-        scores = scores.unflatten(1, (-1, num_heads)).masked_fill(~seen_BST.unsqueeze(2), float("-inf"))
-        weights = scores.softmax(-1).to(past_BTL.dtype).flatten(1, 2)
-        mixed_BSHR = (weights @ past_BTL[..., : self.config.kv_lora_rank]).unflatten(1, (-1, num_heads))
-        return torch.einsum("bshr,hvr->bshv", mixed_BSHR, to_value_HVR).flatten(0, 1)
+        batch, _, num_heads, _ = query_BSHQ.shape
+        query_NHC, rope_NHP = query_BSHQ.flatten(0, 1).split(
+            [self.config.qk_head_dim, self.config.qk_pos_emb_head_dim], -1
+        )
+        absorbed_NHR = (query_NHC.transpose(0, 1) @ to_key_HCR).transpose(0, 1)
+        query_B1XL = torch.cat([absorbed_NHR, rope_NHP], -1).view(batch, 1, -1, past_BTL.size(-1))  # X = S*H
+        if seen_BST is not None and seen_BST.size(1) > 1:
+            seen_BST = seen_BST.repeat_interleave(num_heads, 1)
+        seen_B1XT = None if seen_BST is None else seen_BST.unsqueeze(1)
+        past_B1TL = past_BTL.unsqueeze(1)
+        mixed_B1XL = F.scaled_dot_product_attention(
+            query_B1XL, past_B1TL, past_B1TL, attn_mask=seen_B1XT, scale=self.softmax_scale
+        )
+        mixed_NHR = mixed_B1XL[..., : self.config.kv_lora_rank].reshape(-1, num_heads, self.config.kv_lora_rank)
+        return (mixed_NHR.transpose(0, 1) @ to_value_HVR.transpose(1, 2)).transpose(0, 1)
 
     def _expanded(self, query_SHQ: torch.Tensor, past_TL: torch.Tensor, past: int) -> torch.Tensor:
         """New tokens of one row -> [S, H, V]."""

@@ -61,3 +61,11 @@ def test_other_precisions_are_torchs_own() -> None:
     ours, theirs = pair(16, torch.bfloat16)
     x = torch.randn(4, 16, dtype=torch.bfloat16)
     assert torch.equal(ours(x), theirs(x)) and ours(x).dtype == torch.bfloat16
+
+
+def test_without_training_it_is_torchs() -> None:
+    """Which takes less without a backward pass."""
+    norm, _ = pair(24, torch.float32)
+    x = torch.randn(5, 24)
+    is_ours = [type(norm.train(is_on)(x).grad_fn).__name__ == "_NormBackward" for is_on in (True, False)]
+    assert is_ours == [True, False]
