@@ -1,10 +1,11 @@
 """Routed tokens of the busiest rank by those of the mean one, at three mixes of text and audio, striped and blocked.
 
-    .venv/bin/python bench/balance.py [--steps 100]
+    .venv/bin/python bench/balance.py [--steps 400]
 
-Counted, not timed: a model of the recipe learns for some steps on rows of half text and half audio, then routes rows
-of each mix; which rank each choice goes to follows from the placement table alone, so one count serves every layout.
-The worst layer is told: ranks wait for one another in each.
+Counted, not timed: a model of the recipe learns for some steps on rows of half text and half audio, at a rate that
+falls to 0 in the second half, as runs end; then it routes rows of each mix. Which rank each choice goes to follows from
+the placement table alone, so one count serves every layout. The worst layer is told: in each, ranks wait for one
+another.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from step import Steps, ours
 from megatron_most.config import MoEPlan, Plan, load_recipe, place, replace
 from megatron_most.data import Document, PackedBatch, pack_rows
 from megatron_most.engine import Session, open_session
-from megatron_most.moe import routers
+from megatron_most.moe import move_biases, routers
 from megatron_most.runtime import run_command, set_threads
 from megatron_most.vocab import AUDIO, TEXT
 
@@ -38,8 +39,10 @@ def rows_of(session: Session, steps: int, batches: int) -> Iterator[Row]:
     assert moe is not None, "a recipe with experts is asked for"
     mine = ours(session)
     learning = Steps(mine.model, mine.loss, lambda step: [mixed_batch(plan, 50, step)])
-    for _ in range(steps):
+    for number in range(steps):
+        learning.slow(min(1.0, 2 * (steps - number) / steps))
         learning()
+        move_biases(mine.model, None)
     for mix in MIXES:
         load_LE = routed(mine.model, [mixed_batch(plan, mix, steps + number) for number in range(batches)])
         for ranks in RANKS:
@@ -86,11 +89,12 @@ def main() -> int:
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--recipe", default="most-mini")
-    parser.add_argument("--steps", type=int, default=100, help="learnt before routing is counted")
+    parser.add_argument("--steps", type=int, default=400, help="learnt before routing is counted")
+    parser.add_argument("--bias-rate", type=float, default=1e-4, help="moe.bias_rate; 0 balances by the loss alone")
     parser.add_argument("--batches", type=int, default=4, help="of ten rows, counted for each mix")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of the table")
     chosen = parser.parse_args()
-    changes = {"engine.precision": "fp32"}
+    changes = {"engine.precision": "fp32", "moe.bias_rate": chosen.bias_rate}
     with open_session(replace(load_recipe(chosen.recipe), changes)) as session:
         if session.device.kind == "cpu":
             set_threads(1)

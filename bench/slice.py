@@ -42,10 +42,12 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=4, help="rows in a step, one a micro-batch")
     parser.add_argument("--steps", type=int, default=10, help="timed steps, after warm-up")
     parser.add_argument("--ranks", type=int, default=8, help="expert-parallel, of the whole model")
+    parser.add_argument("--kernels", choices=["auto", "plain"], default="auto", help="engine.kernels")
     parser.add_argument("--machine", choices=MACHINES, default="h100-80", help="whose links the all-to-all takes")
     chosen = parser.parse_args()
     changes = {
         "engine.kind": "plain",
+        "engine.kernels": chosen.kernels,
         "layout.expert": 1,
         "train.sequence_length": chosen.length,
         "train.micro_batch_size": 1,

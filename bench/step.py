@@ -50,6 +50,11 @@ class Steps:
         self._optimizer.zero_grad()
         self._step += 1
 
+    def slow(self, share: float) -> None:
+        """Learn at this share of the rate from here on."""
+        for group in self._optimizer.param_groups:
+            group["lr"] = share * RATE
+
 
 def ours(session: Session) -> Steps:
     model = build_model(session.plan, session.groups, session.device.torch_device)

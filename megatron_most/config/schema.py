@@ -204,6 +204,10 @@ class EngineConfig:
     """deepspeed: what data-parallel ranks share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
     offload_optimizer: bool = False
     """deepspeed: keep optimizer state in host memory."""
+    kernels: Literal["auto", "plain"] = "auto"
+    """auto: on a GPU all experts' rows in one call (Hopper, bf16) and packed documents end to end (Ampere, bf16 or
+    fp16), to rounding what plain gives. plain: expert by expert, documents by a mask.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)

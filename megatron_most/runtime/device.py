@@ -33,6 +33,13 @@ _PEAK_FLOPS = (  # by what the driver calls it; the first that fits
 )
 
 
+def gpu_generation(device: torch.device) -> tuple[int, int]:
+    """What its maker calls compute capability: Ampere (8, 0), Hopper (9, 0); (0, 0) for a CPU."""
+    import torch
+
+    return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
 @dataclass(frozen=True)
 class Device:
     """The CPU, or one GPU of this node."""

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 from megatron_most.runtime import lazy_names
 
 if TYPE_CHECKING:
-    from megatron_most.upstream.attention import SdpaAttention
+    from megatron_most.upstream.attention import SdpaAttention, has_varlen
     from megatron_most.upstream.context import piece, zigzag
-    from megatron_most.upstream.experts import Experts
+    from megatron_most.upstream.experts import Experts, has_grouped
     from megatron_most.upstream.lookback import KVCache, Lookback
     from megatron_most.upstream.mla import MendedMLA
     from megatron_most.upstream.norm import RMSNorm
@@ -39,9 +39,9 @@ if TYPE_CHECKING:
     )
 
 _HOMES = {
-    "attention": ("SdpaAttention",),
+    "attention": ("SdpaAttention", "has_varlen"),
     "context": ("piece", "zigzag"),
-    "experts": ("Experts",),
+    "experts": ("Experts", "has_grouped"),
     "lookback": ("KVCache", "Lookback"),
     "mla": ("MendedMLA",),
     "norm": ("RMSNorm",),
@@ -79,6 +79,8 @@ __all__ = [
     "full_moment",
     "full_weight",
     "gradient_fragments",
+    "has_grouped",
+    "has_varlen",
     "link_moments",
     "make_room_for_moments",
     "make_zero_engine",

@@ -3,32 +3,66 @@
 Core calls each expert's modules by themselves: some twelve nodes of autograd an expert, its rows cut out and laid
 together again by copies, and five inner widths kept for the backward pass. Here every product writes where its rows
 lie, what stands between the products is done for all rows at once, and the activation is computed again. The weights
-stay where Core has them, under their names.
+have the names that Core gives them. On a GPU that multiplies all experts' rows in one call they lie in one piece of
+memory, so that nothing is copied for it.
 """
 
-# T rows, sorted by expert; D width, F inner width of this rank
+# T rows, sorted by expert; D width, F inner width of this rank, E experts of this rank; I into a product, O out of it
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Sequence
+from itertools import accumulate
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.moe.experts import SequentialMLP
 
+from megatron_most.runtime import gpu_generation
+
+
+def has_grouped(device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether one call for all experts is one kernel; before Hopper torch's is a loop that waits for the device."""
+    return dtype == torch.bfloat16 and gpu_generation(device) >= (9, 0)
+
 
 class Experts(SequentialMLP):
     """Equal to SequentialMLP but for rounding; where it would do more than SwiGLU without biases, it is that."""
 
+    is_grouped = False
+    """All experts in one call. Set by `lay_together`."""
+
+    def lay_together(self) -> None:
+        """Move the first products' weights into one piece of memory, and the second's; then `is_grouped`.
+
+        Before an engine takes the weights: from then on they are its own to move. What the kernels do not take (rows
+        that are no multiple of 16 bytes) stays expert by expert.
+        """
+        every = [weight for weights in self._weights() for weight in weights]
+        if not self._is_swiglu() or any(_is_elsewhere(weight) for weight in every):
+            return
+        if any(weight.size(-1) * weight.element_size() % 16 for weight in every):
+            return
+        for weights in self._weights():
+            whole_EOI = torch.stack([weight.detach() for weight in weights])
+            for weight, part in zip(weights, whole_EOI, strict=True):
+                weight.data = part
+        self.is_grouped = True
+
+    def _weights(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+        return [e.linear_fc1.weight for e in self.local_experts], [e.linear_fc2.weight for e in self.local_experts]
+
     def forward(
         self, permuted_local_hidden_states: torch.Tensor, tokens_per_expert: torch.Tensor, permuted_probs: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        ups = [expert.linear_fc1.weight for expert in self.local_experts]
-        downs = [expert.linear_fc2.weight for expert in self.local_experts]
+        ups, downs = self._weights()
         if not self._is_swiglu() or any(_is_elsewhere(weight) for weight in (*ups, *downs)):
             return super().forward(permuted_local_hidden_states, tokens_per_expert, permuted_probs)
-        given = permuted_local_hidden_states, permuted_probs, tokens_per_expert.tolist()
+        products: _Products = _Looped(tokens_per_expert.tolist())
+        if self.is_grouped and len(permuted_local_hidden_states):
+            products = _Grouped(tokens_per_expert, permuted_local_hidden_states.device)
+        given = permuted_local_hidden_states, permuted_probs, products
         if torch.is_grad_enabled():
             return _SwiGlus.apply(*given, *ups, *downs), None
         return _swiglus(*given, ups, downs)[0], None
@@ -47,30 +81,100 @@ def _is_elsewhere(weight: torch.Tensor) -> bool:
     return weight.is_meta or hasattr(weight, "ds_id")
 
 
+class _Products(Protocol):
+    """Of each expert's rows with its weight [O, I]."""
+
+    def forward(self, rows_TI: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """[T, O]."""
+        ...
+
+    def of_rows(self, slopes_TO: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        """The gradient of the rows, [T, I]."""
+        ...
+
+    def of_weights(self, slopes_TO: torch.Tensor, rows_TI: torch.Tensor) -> Sequence[torch.Tensor]:
+        """The gradient of each weight; zeros for an expert without rows, as Core has them."""
+        ...
+
+
+class _Looped:
+    """Expert by expert."""
+
+    def __init__(self, counts: Sequence[int]) -> None:
+        self._spans = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
+
+    def forward(self, rows_TI: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self._each(rows_TI, [weight.t() for weight in weights])
+
+    def of_rows(self, slopes_TO: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        return self._each(slopes_TO, weights)
+
+    def of_weights(self, slopes_TO: torch.Tensor, rows_TI: torch.Tensor) -> Sequence[torch.Tensor]:
+        return [slopes_TO[span].t() @ rows_TI[span] for span in self._spans]
+
+    def _each(self, rows: torch.Tensor, factors: Sequence[torch.Tensor]) -> torch.Tensor:
+        out = rows.new_empty(len(rows), factors[0].size(1))
+        for span, factor in zip(self._spans, factors, strict=True):
+            if span.stop > span.start:
+                torch.mm(rows[span], factor, out=out[span])
+        return out
+
+
+class _Grouped:
+    """All experts in one call."""
+
+    def __init__(self, counts: torch.Tensor, device: torch.device) -> None:
+        self._ends = counts.cumsum(0).to(device, torch.int32, non_blocking=True)
+
+    def forward(self, rows_TI: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        return F.grouped_mm(rows_TI, as_one(weights).transpose(1, 2), offs=self._ends)
+
+    def of_rows(self, slopes_TO: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
+        return F.grouped_mm(slopes_TO, as_one(weights), offs=self._ends)
+
+    def of_weights(self, slopes_TO: torch.Tensor, rows_TI: torch.Tensor) -> Sequence[torch.Tensor]:
+        return F.grouped_mm(slopes_TO.t(), rows_TI, offs=self._ends).unbind()
+
+
+def as_one(weights: Sequence[torch.Tensor]) -> torch.Tensor:
+    """[E, O, I]: a view where they lie at even distances in one piece of memory, as `lay_together` or DeepSpeed's flat
+    buffers have them; otherwise a copy.
+    """
+    first, count = weights[0].detach(), len(weights)
+    places = [weight.data_ptr() for weight in weights]
+    size = first.element_size()
+    apart = (places[1] - places[0]) // size if count > 1 else first.numel()
+    is_even = places == [places[0] + apart * size * number for number in range(count)] and apart >= first.numel()
+    ends = first.storage_offset() + apart * (count - 1) + first.numel()
+    is_one_piece = ends * size <= first.untyped_storage().nbytes()
+    if is_even and is_one_piece and all(weight.is_contiguous() for weight in weights):
+        return first.as_strided((count, *first.shape), (apart, *first.stride()))
+    return torch.stack([weight.detach() for weight in weights])
+
+
 class _SwiGlus(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows_TD: torch.Tensor, probs_T: torch.Tensor, counts: list[int], *weights: torch.Tensor
+        ctx: Any, rows_TD: torch.Tensor, probs_T: torch.Tensor, products: _Products, *weights: torch.Tensor
     ) -> torch.Tensor:
-        out_TD, inner_TF2 = _swiglus(rows_TD, probs_T, counts, weights[: len(counts)], weights[len(counts) :])
-        ctx.counts = counts
+        half = len(weights) // 2
+        out_TD, inner_TF2 = _swiglus(rows_TD, probs_T, products, weights[:half], weights[half:])
+        ctx.products = products
         ctx.save_for_backward(rows_TD, probs_T, inner_TF2, *weights)
         return out_TD
 
     @staticmethod
     def backward(ctx: Any, slope_TD: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         rows_TD, probs_T, inner_TF2, *weights = ctx.saved_tensors
-        counts, wanted = ctx.counts, ctx.needs_input_grad[3:]
-        ups, downs = weights[: len(counts)], weights[len(counts) :]
+        products, wanted, half = ctx.products, ctx.needs_input_grad[3:], len(weights) // 2
+        ups, downs = weights[:half], weights[half:]
         gate_TF, linear_TF = inner_TF2.chunk(2, -1)
         share_TF = gate_TF.sigmoid()
         silu_TF = gate_TF * share_TF
         plain_TF = silu_TF * linear_TF
         slope_TD = slope_TD.contiguous()
-        of_downs = _of_weights(counts, downs, wanted[len(counts) :], slope_TD, _weighted(plain_TF, probs_T))
-        slope_TF = torch.empty_like(plain_TF)
-        for span, down in _spans(counts, downs):
-            torch.mm(slope_TD[span], down, out=slope_TF[span])
+        of_downs = _wanted(products, wanted[half:], slope_TD, _weighted(plain_TF, probs_T))
+        slope_TF = products.of_rows(slope_TD, downs)
         of_probs_T = (slope_TF * plain_TF).sum(-1, dtype=probs_T.dtype)
         del plain_TF  # this is where a layer's backward pass has most
         slope_TF = _weighted(slope_TF, probs_T)
@@ -81,52 +185,29 @@ class _SwiGlus(torch.autograd.Function):
         steep_TF = silu_TF.addcmul_(silu_TF, share_TF, value=-1).add_(share_TF)
         torch.mul(slope_TF.mul_(linear_TF), steep_TF, out=of_gate_TF)
         del share_TF, silu_TF, steep_TF, slope_TF
-        of_ups = _of_weights(counts, ups, wanted[: len(counts)], slope_TF2, rows_TD)
-        of_rows_TD = None
-        if ctx.needs_input_grad[0]:
-            of_rows_TD = torch.empty_like(rows_TD)
-            for span, up in _spans(counts, ups):
-                torch.mm(slope_TF2[span], up, out=of_rows_TD[span])
+        of_ups = _wanted(products, wanted[:half], slope_TF2, rows_TD)
+        of_rows_TD = products.of_rows(slope_TF2, ups) if ctx.needs_input_grad[0] else None
         return of_rows_TD, of_probs_T, None, *of_ups, *of_downs
 
 
 def _swiglus(
-    rows_TD: torch.Tensor, probs_T: torch.Tensor, counts: Sequence[int], ups: Sequence[torch.Tensor],
+    rows_TD: torch.Tensor, probs_T: torch.Tensor, products: _Products, ups: Sequence[torch.Tensor],
     downs: Sequence[torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """What the experts say, and what they have inside before their activation."""
-    inner_TF2 = rows_TD.new_empty(len(rows_TD), ups[0].size(0))
-    for span, up in _spans(counts, ups):
-        torch.mm(rows_TD[span], up.t(), out=inner_TF2[span])
+    inner_TF2 = products.forward(rows_TD, ups)
     gate_TF, linear_TF = inner_TF2.chunk(2, -1)
-    weighted_TF = _weighted(F.silu(gate_TF).mul_(linear_TF), probs_T)
-    out_TD = torch.empty_like(rows_TD)
-    for span, down in _spans(counts, downs):
-        torch.mm(weighted_TF[span], down.t(), out=out_TD[span])
-    return out_TD, inner_TF2
+    return products.forward(_weighted(F.silu(gate_TF).mul_(linear_TF), probs_T), downs), inner_TF2
 
 
-def _spans(counts: Sequence[int], weights: Sequence[torch.Tensor]) -> Iterator[tuple[slice, torch.Tensor]]:
-    """The rows of each expert that has some, and its weight."""
-    start = 0
-    for count, weight in zip(counts, weights, strict=True):
-        if count:
-            yield slice(start, start + count), weight
-        start += count
-
-
-def _of_weights(
-    counts: Sequence[int], weights: Sequence[torch.Tensor], wanted: Sequence[bool], slopes: torch.Tensor,
-    inputs: torch.Tensor,
-) -> list[torch.Tensor | None]:  # fmt: skip
-    """Gradients of the weights; zeros for an expert without rows, as Core has them."""
-    found: list[torch.Tensor | None] = []
-    start = 0
-    for count, weight, is_wanted in zip(counts, weights, wanted, strict=True):
-        span = slice(start, start + count)
-        start += count
-        found.append((slopes[span].t() @ inputs[span] if count else torch.zeros_like(weight)) if is_wanted else None)
-    return found
+def _wanted(
+    products: _Products, wanted: Sequence[bool], slopes: torch.Tensor, rows: torch.Tensor
+) -> Sequence[torch.Tensor | None]:
+    """Gradients of the weights that are not frozen."""
+    if not any(wanted):
+        return [None] * len(wanted)
+    found = products.of_weights(slopes, rows)
+    return [gradient if is_wanted else None for gradient, is_wanted in zip(found, wanted, strict=True)]
 
 
 def _weighted(values_TF: torch.Tensor, probs_T: torch.Tensor) -> torch.Tensor:

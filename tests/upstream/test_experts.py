@@ -11,26 +11,32 @@ from megatron_most.config import load_recipe, replace
 from megatron_most.convert.lent import lend
 from megatron_most.engine import make_plan, open_groups
 from megatron_most.model import build_model
-from megatron_most.runtime import Ranks
+from megatron_most.runtime import CPU_BACKEND, GPU_BACKEND, Ranks
 from megatron_most.upstream import Experts
 from tests.harness import run_ranks
 
 COUNTS = ([5, 0, 7, 1, 0, 0, 11, 3], [0] * 8, [0, 0, 0, 0, 0, 0, 0, 9])
 
 
-def differences(ranks: Ranks, precision: str) -> list[float]:
+def differences(ranks: Ranks, precision: str, is_grouped: bool) -> list[float]:
     plan = make_plan(
         replace(load_recipe("most-tiny"), {"model.num_layers": 2, "engine.precision": precision}), 1, ranks.device
     )
     with open_groups(plan, ranks) as session:
-        model = build_model(plan, session.groups)
+        device = ranks.device.torch_device
+        model = build_model(plan, session.groups, device)
         experts = next(module for module in model.modules() if isinstance(module, Experts))
+        if is_grouped:
+            experts.lay_together()
+        assert experts.is_grouped == is_grouped
         core: Any = super(Experts, experts).forward
         found = []
         for counts in COUNTS:
             draw = torch.Generator().manual_seed(sum(counts))
-            rows = torch.randn(sum(counts), plan.config.model.hidden_size, generator=draw)
-            probs, slope = torch.rand(sum(counts), generator=draw), torch.randn(rows.shape, generator=draw)
+            rows = torch.randn(sum(counts), plan.config.model.hidden_size, generator=draw).to(device)
+            probs, slope = (made.to(device) for made in (
+                torch.rand(sum(counts), generator=draw), torch.randn(rows.shape, generator=draw)
+            ))  # fmt: skip
             results = []
             for forward in (experts, core):
                 given = rows.to(next(experts.parameters()).dtype).requires_grad_()
@@ -46,9 +52,20 @@ def differences(ranks: Ranks, precision: str) -> list[float]:
         return found
 
 
-@pytest.mark.parametrize(("precision", "most"), [("fp32", 1e-5), ("bf16", 2e-2)])
-def test_outputs_and_gradients_are_those_of_cores_loop(precision: str, most: float) -> None:
-    (found,) = run_ranks(differences, 1, precision)
+ON_GPU = pytest.param("bf16", 2e-2, True, GPU_BACKEND, marks=pytest.mark.gpu)
+
+
+@pytest.mark.parametrize(
+    ("precision", "most", "is_grouped", "backend"),
+    [
+        ("fp32", 1e-5, False, CPU_BACKEND), ("bf16", 2e-2, False, CPU_BACKEND), ("fp32", 1e-5, True, CPU_BACKEND),
+        ("bf16", 2e-2, True, CPU_BACKEND), ON_GPU,
+    ],
+)  # fmt: skip
+def test_outputs_and_gradients_are_those_of_cores_loop(
+    precision: str, most: float, is_grouped: bool, backend: str
+) -> None:
+    (found,) = run_ranks(differences, 1, precision, is_grouped, backend=backend)
     assert len(found) == 3 * (3 + 16) and max(found) < most and max(found) > 0
 
 
