@@ -4,8 +4,8 @@
 
 Forward, backward and AdamW on the same rows: our model and engine's pieces; Megatron-Core's GPTModel as its own local
 spec builds it; transformers' DeepseekV2ForCausalLM. A vanilla MoE of ours is the peer of what modalities cost. Peers
-have as many weights but for norms of the latents, which Core's local MLA lacks, and no modalities. On a CPU seconds
-are of CPU time, on one thread.
+have as many weights but for norms of the latents, which Core's local MLA lacks, and no modalities. On a GPU ours with
+engine.kernels = plain is a peer too. On a CPU seconds are of CPU time, on one thread.
 """
 
 from __future__ import annotations
@@ -132,7 +132,7 @@ def vanilla(session: Session, recipe: str, changes: dict[str, Any]) -> Steps:
     return ours(Session(plan, session.groups, session.ranks))
 
 
-WANTED = {"core": 1.2, "transformers": 1.0, "vanilla": 1 / 1.02}
+WANTED = {"core": 1.2, "transformers": 1.0, "vanilla": 1 / 1.02, "plain": 1.0}
 
 
 def rows_of(
@@ -140,13 +140,22 @@ def rows_of(
 ) -> Iterator[Row]:
     train = session.plan.config.train
     amount = (float(train.global_batch_size * train.sequence_length), "tokens")
-    clock = time.process_time if session.device.kind == "cpu" else time.perf_counter
+
+    def done() -> float:
+        """When the device has done what is queued."""
+        session.device.synchronize()
+        return time.perf_counter()
+
+    clock = time.process_time if session.device.kind == "cpu" else done
     mine = ours(session)
     for name in parts:
         if name == "core":
             peer = stock_core(session)
         elif name == "transformers":
             peer = transformers_deepseek(session)
+        elif name == "plain":
+            plan = replace(session.plan.config, {"engine.kernels": "plain"})
+            peer = ours(Session(make_plan(plan, 1, session.device), session.groups, session.ranks))
         else:
             peer = vanilla(session, vanilla_recipe, changes)
         for steps in (mine, peer):
@@ -185,9 +194,10 @@ def main() -> int:
     with open_session(replace(load_recipe(chosen.recipe), changes)) as session:
         if session.device.kind == "cpu":
             set_threads(1)
+        parts = [part for part in WANTED if part != "plain" or session.device.kind == "gpu"]  # on a CPU it is the same
         if not chosen.json:
             print(HEAD, flush=True)
-        for row in rows_of(session, chosen.vanilla, changes, chosen.rounds, chosen.part or [*WANTED]):
+        for row in rows_of(session, chosen.vanilla, changes, chosen.rounds, chosen.part or parts):
             print(json.dumps(vars(row)) if chosen.json else row.to_markdown(), flush=True)
     return 0
 
