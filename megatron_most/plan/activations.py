@@ -5,9 +5,9 @@ module): for a SwiGLU its input (2F), silu(gate) and up (F each), and its produc
 alone. Every storage counts once.
 
 Kernels differ by device. Attention is fused (queries, keys, values, output, and the mask of packed documents as
-numbers); on a CPU values of another width are widened to that of keys, and a norm keeps its quotient instead of its
-input, below float32 two float32 copies. The GPU's rows are a reading of torch, which only the GPU's own run of that
-test can prove.
+numbers), or a GPU lays packed documents end to end, without a mask. There and on a CPU values of another width are
+widened to that of keys; on a CPU a norm keeps its quotient instead of its input, below float32 two float32 copies. The
+GPU's rows are a reading of torch, which only the GPU's own run of that test can prove.
 """
 
 # B rows, S tokens of a row, D width, F inner width, E experts, K experts a token, H heads of this rank, V vocabulary
@@ -40,11 +40,14 @@ class Sizes:
     item: int
     """Bytes of a number."""
     is_fused: bool
+    is_end_to_end: bool
+    """Packed documents by a flash kernel, each as long as it is."""
 
     @classmethod
     def of(cls, plan: Plan, imbalance: float = 1.0) -> Sizes:
         """`imbalance`: rows of the expert rank that has most of them, over the mean."""
-        train, layout = plan.config.train, plan.layout
+        train, layout, engine = plan.config.train, plan.layout, plan.config.engine
+        is_fused = plan.facts.device == "gpu"
         tokens = train.micro_batch_size * train.sequence_length // layout.context
         own = tokens // layout.tensor
         busiest = imbalance if layout.expert > 1 else 1.0
@@ -54,8 +57,9 @@ class Sizes:
             own_tokens=own,
             length=train.sequence_length,
             expert_rows=own * plan.config.moe.top_k * layout.expert_tensor * busiest if plan.moe else 0.0,
-            item=BYTES[plan.config.engine.precision],
-            is_fused=plan.facts.device == "gpu",
+            item=BYTES[engine.precision],
+            is_fused=is_fused,
+            is_end_to_end=is_fused and layout.context == 1 and engine.kernels == "auto" and engine.precision != "fp32",
         )
 
 
@@ -185,13 +189,11 @@ def _mla(plan: Plan, sizes: Sizes) -> dict[str, float]:
         latents += own * (model.q_lora_rank * item + _norm(sizes, model.q_lora_rank))
     rotary = 4 * sizes.length / plan.layout.context * rope * item
     keys = sizes.rows * sizes.length  # of all context ranks
-    if sizes.is_fused:
+    if sizes.is_fused and not sizes.is_end_to_end:
         core = (tokens * query + keys * (query + value)) * heads * item + tokens * heads * 4 + _mask(sizes)
-        out = tokens * heads * value * item
     else:  # values are widened to what the kernel takes, and its output is cut
         core = (2 * tokens + 2 * keys) * query * heads * item + tokens * heads * 4 + _mask(sizes)
-        out = tokens * heads * value * item
-    return {"latents": latents, "rotary": rotary, "core_attn": core, "proj": out}
+    return {"latents": latents, "rotary": rotary, "core_attn": core, "proj": tokens * heads * value * item}
 
 
 def _gqa(plan: Plan, sizes: Sizes) -> dict[str, float]:
@@ -214,6 +216,8 @@ def _head(plan: Plan) -> int:
 
 def _mask(sizes: Sizes) -> float:
     """Who sees whom, as numbers that are added: rows of packed documents have one of their own."""
+    if sizes.is_end_to_end:
+        return 0.0
     return sizes.tokens * sizes.length * sizes.item
 
 
@@ -225,7 +229,7 @@ def _without(found: Mapping[str, float], plan: Plan, sizes: Sizes, has_experts: 
     if "core_attn" in modules:
         kept["core_attn"] = _operands(plan, sizes)
     if "mla_up_proj" in modules:
-        if sizes.is_fused:
+        if sizes.is_fused and not sizes.is_end_to_end:
             kept["core_attn"] -= min(kept["core_attn"], _operands(plan, sizes))
             kept["rotary"] = 4 * sizes.length * model.qk_rope_head_dim
         else:  # the widened values are a copy, which stays

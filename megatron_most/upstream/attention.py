@@ -92,7 +92,8 @@ def end_to_end(
 
     length, batch, heads, width = query.shape
     starts, longest = document_starts(documents_BS)
-    ours = [F.pad(x, (0, width - x.size(-1))).transpose(0, 1).flatten(0, 1) for x in (query, key, value)]  # [N, H, D]
+    wide = F.pad(value, (0, width - value.size(-1))) if value.size(-1) < width else value
+    ours = [x.transpose(0, 1).flatten(0, 1) for x in (query, key, wide)]  # [N, H, D]; a view where there is one row
     out_NHD = varlen_attn(
         ours[0], ours[1], ours[2], starts, starts, longest, longest, scale=scale, window_size=(-1, 0),
         enable_gqa=key.size(2) != heads,
