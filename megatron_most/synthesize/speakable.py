@@ -17,6 +17,7 @@ from megatron_most.synthesize.english import check_english
 from megatron_most.synthesize.figures import FIGURES
 from megatron_most.synthesize.markdown import without_markup
 from megatron_most.synthesize.numbers import digits
+from megatron_most.synthesize.roman import ROMAN
 
 _SIGNS = str.maketrans(
     {
@@ -100,7 +101,7 @@ def speakable(text: str, *, drop_code: bool = False) -> str:
     text = _NUMBER_SIGN.sub("number ", text)
     for pattern, words in _BEFORE_FIGURE:
         text = pattern.sub(words, text)
-    for pattern, said in FIGURES:
+    for pattern, said in (*ROMAN, *FIGURES):
         text = pattern.sub(said, text)
     for sign, word in _SPOKEN_SIGNS:
         text = sign.sub(word, text)

@@ -27,6 +27,17 @@ SPOKEN = [
     ("version 3.11.2", "version three point eleven point two"),
     ("vitamin B12 and 5G", "vitamin B twelve and five G"),
     ("2M people and 3k more", "Two million people and three thousand more"),
+    # Roman numerals, and what only looks like them
+    ("Louis XIV of France, Pope John XXIII", "Louis the fourteenth of France, Pope John the twenty-third"),
+    ("Henry VIII's wives and Elizabeth II", "Henry the eighth's wives and Elizabeth the second"),
+    ("Chapter IV, Act I, Scene II", "Chapter four, Act one, Scene two"),
+    ("World War I began, World War II ended", "World War one began, World War two ended"),
+    ("Super Bowl LIX and Apollo XI", "Super Bowl fifty-nine and Apollo eleven"),
+    ("the XX century, Rocky III", "the twentieth century, Rocky three"),
+    ("Mary I think, but Mary I, queen", "Mary I think, but Mary the first, queen"),
+    ("The IV drip, size XL, a MIX of LCD", "The IV drip, size XL, a MIX of LCD"),
+    ("Grade C, Section L and John V. Smith", "Grade C, Section L and John V. Smith"),
+    ("I did, and Malcolm X did", "I did, and Malcolm X did"),
     # ordinals, dates, times
     ("the 1st, 2nd, 3rd, 12th and 21st", "the first, second, third, twelfth and twenty-first"),
     ("on 2024-03-15.", "on March fifteenth, twenty twenty-four."),
