@@ -11,7 +11,7 @@ from megatron_most.runtime import lazy_names
 if TYPE_CHECKING:
     from megatron_most.upstream.attention import SdpaAttention
     from megatron_most.upstream.context import piece, zigzag
-    from megatron_most.upstream.experts import Experts
+    from megatron_most.upstream.experts import Experts, is_elsewhere
     from megatron_most.upstream.lookback import KVCache, Lookback
     from megatron_most.upstream.mla import MendedMLA
     from megatron_most.upstream.norm import RMSNorm
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "attention": ("SdpaAttention",),
     "context": ("piece", "zigzag"),
-    "experts": ("Experts",),
+    "experts": ("Experts", "is_elsewhere"),
     "lookback": ("KVCache", "Lookback"),
     "mla": ("MendedMLA",),
     "norm": ("RMSNorm",),
@@ -79,6 +79,7 @@ __all__ = [
     "full_moment",
     "full_weight",
     "gradient_fragments",
+    "is_elsewhere",
     "link_moments",
     "make_room_for_moments",
     "make_zero_engine",

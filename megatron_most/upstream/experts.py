@@ -26,7 +26,7 @@ class Experts(SequentialMLP):
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         ups = [expert.linear_fc1.weight for expert in self.local_experts]
         downs = [expert.linear_fc2.weight for expert in self.local_experts]
-        if not self._is_swiglu() or any(_is_elsewhere(weight) for weight in (*ups, *downs)):
+        if not self._is_swiglu() or any(is_elsewhere(weight) for weight in (*ups, *downs)):
             return super().forward(permuted_local_hidden_states, tokens_per_expert, permuted_probs)
         given = permuted_local_hidden_states, permuted_probs, tokens_per_expert.tolist()
         if torch.is_grad_enabled():
@@ -42,7 +42,7 @@ class Experts(SequentialMLP):
         )  # fmt: skip
 
 
-def _is_elsewhere(weight: torch.Tensor) -> bool:
+def is_elsewhere(weight: torch.Tensor) -> bool:
     """Divided over ranks by ZeRO-3, or lent by a file: it comes when the module that owns it is called."""
     return weight.is_meta or hasattr(weight, "ds_id")
 
