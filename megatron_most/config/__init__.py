@@ -11,6 +11,7 @@ from megatron_most.config.build import build, token_map
 from megatron_most.config.data import TaskConfig
 from megatron_most.config.folder import run_folder
 from megatron_most.config.load import dump, from_command_line, load_recipe, recipe_names, replace
+from megatron_most.config.logits import columns_at_once
 from megatron_most.config.meaning import meaning
 from megatron_most.config.partition import place
 from megatron_most.config.plan import Facts, LayoutPlan, MoEPlan, Plan
@@ -53,6 +54,7 @@ __all__ = [
     "begins_new",
     "build",
     "check_augment",
+    "columns_at_once",
     "count_flops",
     "count_parameters",
     "dump",

@@ -3,7 +3,8 @@
 Tags travel as boolean planes in `padding_mask` (see moe/planes.py). Core's own `_preprocess` insists on a mask of the
 ids' shape and cuts it under sequence parallelism on the first pipeline stage only; ours cuts it on every stage.
 Document bounds travel in `attention_mask` (see upstream/attention.py). Context parallelism cuts everything but the
-bounds, first. `extend` is generation's way through the same layers, with a Lookback for a mask.
+bounds, first. Large logits are never there whole (see head_loss.py). `extend` is generation's way through the same
+layers, with a Lookback for a mask.
 """
 
 # B rows, S sequence, P planes, F width of continuous features; N new tokens of all rows of a step, D width
@@ -17,14 +18,15 @@ import torch.nn.functional as F
 from megatron.core.models.gpt import GPTModel
 from megatron.core.tensor_parallel import gather_from_sequence_parallel_region, gather_from_tensor_model_parallel_region
 
-from megatron_most.config import Plan
+from megatron_most.config import Plan, columns_at_once
 from megatron_most.data import PackedBatch
 from megatron_most.model.core_config import core_config
+from megatron_most.model.head_loss import loss_in_pieces
 from megatron_most.model.specs import block_spec
 from megatron_most.model.wave import WaveProjector
 from megatron_most.moe import to_planes
 from megatron_most.parallel import Groups
-from megatron_most.upstream import Lookback, piece
+from megatron_most.upstream import Lookback, is_elsewhere, piece
 
 
 class MostModel(GPTModel):
@@ -114,9 +116,7 @@ class MostModel(GPTModel):
 
     def logits(self, hidden_ND: torch.Tensor) -> torch.Tensor:
         """[N, V] in float32 of what `extend` gave for some tokens, the same on all tensor ranks."""
-        tied = self.share_embeddings_and_output_weights
-        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
-        ours = F.linear(hidden_ND, weight)
+        ours = F.linear(hidden_ND, self._head_weight())
         return gather_from_tensor_model_parallel_region(ours, group=self.groups.tensor).float()
 
     def _preprocess(self, *args: Any, padding_mask: torch.Tensor | None = None, **kwargs: Any) -> Any:
@@ -124,6 +124,28 @@ class MostModel(GPTModel):
         if padding_mask is not None:
             padding_mask = self._cut_for_tensor_ranks(padding_mask)
         return (*out[:5], padding_mask, *out[6:])
+
+    def _postprocess(self, hidden_states: torch.Tensor, *, labels: torch.Tensor | None, **kwargs: Any) -> torch.Tensor:
+        if self.post_process and labels is not None:
+            weight = self._head_weight()
+            if not is_elsewhere(weight):
+                columns = columns_at_once(labels.numel(), weight.size(0))
+                if columns < weight.size(0):
+                    return self._loss_in_pieces(hidden_states, labels, columns)
+        return super()._postprocess(hidden_states, labels=labels, **kwargs)
+
+    def _loss_in_pieces(self, hidden_SBD: torch.Tensor, labels_BS: torch.Tensor, columns: int) -> torch.Tensor:
+        if self.config.sequence_parallel:  # which there is with every tensor parallelism
+            hidden_SBD = gather_from_sequence_parallel_region(hidden_SBD, group=self.groups.tensor)
+        labels_SB = labels_BS.t()
+        loss_T = loss_in_pieces(
+            hidden_SBD.flatten(0, 1), self._head_weight(), labels_SB.flatten(), columns, self.groups.tensor
+        )
+        return loss_T.view(labels_SB.shape).t().contiguous()
+
+    def _head_weight(self) -> torch.Tensor:
+        tied = self.share_embeddings_and_output_weights
+        return self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
 
     def _cut_for_tensor_ranks(self, x: torch.Tensor) -> torch.Tensor:
         """Under sequence parallelism this tensor rank's part of dim 1."""

@@ -2,7 +2,7 @@
 
 The rows below are what `torch.autograd.graph.saved_tensors_hooks` sees in our model (a test compares them, module by
 module): for a SwiGLU its input (2F), silu(gate) and up (F each), and its product (F), for routed experts its input
-alone. Every storage counts once.
+alone; for logits that are not cut their softmax, for others what makes them again. Every storage counts once.
 
 Kernels differ by device. Attention is fused (queries, keys, values, output, and the mask of packed documents as
 numbers), or a GPU lays packed documents end to end, without a mask. There and on a CPU values of another width are
@@ -18,7 +18,7 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from megatron_most.config import Plan
+from megatron_most.config import Plan, columns_at_once
 
 BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _ROUTER = ("router", "dispatch", "experts", "shared_experts")
@@ -95,13 +95,25 @@ def saved_bytes(plan: Plan, sizes: Sizes) -> Saved:
         whole_layer=whole,
         head={
             "norms": sizes.own_tokens * _norm(sizes, width),
-            "head": sizes.own_tokens * width * sizes.item
-            + sizes.tokens * (4 * plan.tokens.vocab_size / plan.layout.tensor + 9),  # softmax in float32; targets
+            "head": _head_loss(plan, sizes),
         },
         border=sizes.own_tokens * width * sizes.item,
         common=3.0 * sizes.tokens
         + (plan.config.model.attention == "gqa") * 4 * sizes.length / plan.layout.context * _head(plan),
     )
+
+
+def logits_in_pieces(plan: Plan, sizes: Sizes) -> int | None:
+    """How many columns of the logits are there at once; None: all, as always under ZeRO-3, which brings the head's
+    weight for whole ones alone.
+    """
+    columns = plan.tokens.vocab_size // plan.layout.tensor
+    at_once = columns_at_once(sizes.tokens, columns)
+    return None if at_once == columns or is_zero3(plan) else at_once
+
+
+def is_zero3(plan: Plan) -> bool:
+    return plan.config.engine.kind == "deepspeed" and plan.config.engine.zero_stage == 3
 
 
 def layers_of(plan: Plan, stage: int) -> Counter[bool]:
@@ -135,6 +147,14 @@ def _norm(sizes: Sizes, width: int, stored: int | None = None) -> float:
     return width * (4 if sizes.item == 4 else 8) + 4
 
 
+def _head_loss(plan: Plan, sizes: Sizes) -> float:
+    width = plan.config.model.hidden_size * sizes.item
+    if logits_in_pieces(plan, sizes) is not None:
+        return sizes.tokens * (width + 12)  # hidden states, gathered; labels, and the log of each token's sum
+    softmax = 4 * plan.tokens.vocab_size / plan.layout.tensor
+    return sizes.own_tokens * width + sizes.tokens * (softmax + 9)  # targets
+
+
 def _swiglu(inner: float, item: int) -> float:
     """Both halves, silu(gate), up + 0, their product."""
     return 5 * inner * item
@@ -163,7 +183,7 @@ def _layer(plan: Plan, sizes: Sizes, has_experts: bool) -> dict[str, float]:
     found["dispatch"] = own * plan.layout.expert_tensor * 5 * num + 8 * sent
     inner = moe.expert_hidden_size / plan.layout.expert_tensor
     # Routed experts compute their activation again, but not where ZeRO-3 has to bring weights back one by one.
-    inners = 6 if config.engine.kind == "deepspeed" and config.engine.zero_stage == 3 else 2
+    inners = 6 if is_zero3(plan) else 2
     found["experts"] = rows * (width * item + inners * inner * item + 4)
     return found
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
 from megatron_most.config import Plan
-from megatron_most.plan.activations import BYTES, Sizes, layers_of, of_stage, saved_bytes
+from megatron_most.plan.activations import BYTES, Sizes, layers_of, logits_in_pieces, of_stage, saved_bytes
 from megatron_most.plan.weights import Held
 
 ROWS_OF_EXPERTS = ("router", "dispatch", "experts")
@@ -159,9 +159,16 @@ def memory_of(plan: Plan, held: list[Held], reserve: float, imbalance: float, mi
 
 
 def _head_at_work(plan: Plan, sizes: Sizes) -> float:
-    """Logits beside their float32 copy, or the copy's gradient beside its rounded one; and the head's own gradient."""
+    """Logits beside their float32 copy, or the copy's gradient beside its rounded one; and the head's own gradient.
+
+    Of logits in pieces nothing was kept: one in float32, its rounded copy, and in float32 the hidden states' gradient,
+    to which each piece adds.
+    """
+    rounded, width = sizes.item if sizes.item < 4 else 0, plan.config.model.hidden_size
+    if columns := logits_in_pieces(plan, sizes):
+        return sizes.tokens * ((4 + rounded) * columns + (4 + rounded) * width)
     logits = sizes.tokens * plan.tokens.vocab_size / plan.layout.tensor
-    return logits * (sizes.item if sizes.item < 4 else 0) + 2 * sizes.own_tokens * plan.config.model.hidden_size * 4
+    return logits * rounded + 2 * sizes.own_tokens * width * 4
 
 
 def _layer_at_work(plan: Plan, sizes: Sizes, stage: int) -> float:

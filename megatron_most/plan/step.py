@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import ceil
 
 from megatron_most.config import Plan, batch_rows, count_flops
-from megatron_most.plan.activations import BYTES, Sizes, layers_of
+from megatron_most.plan.activations import BYTES, Sizes, is_zero3, layers_of, logits_in_pieces
 from megatron_most.plan.machine import Assumed, Machine
 from megatron_most.plan.memory import State
 from megatron_most.plan.traffic import Flow
@@ -109,7 +109,8 @@ def compute_seconds(plan: Plan, held: list[Held], machine: Machine, assumed: Ass
         read = 3 * held[stage].experts * sizes.item / (machine.hbm * assumed.hbm_efficiency)  # few rows: weights count
         seconds += max((3 * rows + again[1]) / rate, read)
         if stage == plan.layout.pipeline - 1:
-            seconds += 3 * head * sizes.tokens / plan.layout.tensor / rate
+            products = 3 if logits_in_pieces(plan, sizes) is None else 4  # in pieces they are made a second time
+            seconds += products * head * sizes.tokens / plan.layout.tensor / rate
         slowest = max(slowest, seconds, _host_seconds(plan, kind, assumed))
     return slowest
 
@@ -119,13 +120,12 @@ def _host_seconds(plan: Plan, kind: Mapping[bool, int], assumed: Assumed) -> flo
     layers, experts = sum(kind.values()), 0
     if plan.moe is not None:
         experts = kind[True] * plan.moe.num_experts // plan.layout.expert
-    is_zero3 = plan.config.engine.kind == "deepspeed" and plan.config.engine.zero_stage == 3
-    of_expert = ZERO3_EXPERT_OPERATIONS if is_zero3 else EXPERT_OPERATIONS
+    of_expert = ZERO3_EXPERT_OPERATIONS if is_zero3(plan) else EXPERT_OPERATIONS
     operations: float = LAYER_OPERATIONS * layers + of_expert * experts
     if plan.config.recompute.granularity == "full":
         operations *= 1.5
     seconds = operations * assumed.operation_s
-    if is_zero3:
+    if is_zero3(plan):
         seconds += (LAYER_MODULES * layers + EXPERT_MODULES * experts) * assumed.zero3_module_s
     return seconds
 

@@ -11,7 +11,7 @@ from megatron_most.runtime import lazy_names
 if TYPE_CHECKING:
     from megatron_most.upstream.attention import SdpaAttention, has_varlen
     from megatron_most.upstream.context import piece, zigzag
-    from megatron_most.upstream.experts import Experts, has_grouped
+    from megatron_most.upstream.experts import Experts, has_grouped, is_elsewhere
     from megatron_most.upstream.lookback import KVCache, Lookback
     from megatron_most.upstream.mla import MendedMLA
     from megatron_most.upstream.norm import RMSNorm
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 _HOMES = {
     "attention": ("SdpaAttention", "has_varlen"),
     "context": ("piece", "zigzag"),
-    "experts": ("Experts", "has_grouped"),
+    "experts": ("Experts", "has_grouped", "is_elsewhere"),
     "lookback": ("KVCache", "Lookback"),
     "mla": ("MendedMLA",),
     "norm": ("RMSNorm",),
@@ -81,6 +81,7 @@ __all__ = [
     "gradient_fragments",
     "has_grouped",
     "has_varlen",
+    "is_elsewhere",
     "link_moments",
     "make_room_for_moments",
     "make_zero_engine",

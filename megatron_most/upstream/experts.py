@@ -40,7 +40,7 @@ class Experts(SequentialMLP):
         that are no multiple of 16 bytes) stays expert by expert.
         """
         every = [weight for weights in self._weights() for weight in weights]
-        if not self._is_swiglu() or any(_is_elsewhere(weight) for weight in every):
+        if not self._is_swiglu() or any(is_elsewhere(weight) for weight in every):
             return
         if any(weight.size(-1) * weight.element_size() % 16 for weight in every):
             return
@@ -57,7 +57,7 @@ class Experts(SequentialMLP):
         self, permuted_local_hidden_states: torch.Tensor, tokens_per_expert: torch.Tensor, permuted_probs: torch.Tensor
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         ups, downs = self._weights()
-        if not self._is_swiglu() or any(_is_elsewhere(weight) for weight in (*ups, *downs)):
+        if not self._is_swiglu() or any(is_elsewhere(weight) for weight in (*ups, *downs)):
             return super().forward(permuted_local_hidden_states, tokens_per_expert, permuted_probs)
         products: _Products = _Looped(tokens_per_expert.tolist())
         if self.is_grouped and len(permuted_local_hidden_states):
@@ -76,7 +76,7 @@ class Experts(SequentialMLP):
         )  # fmt: skip
 
 
-def _is_elsewhere(weight: torch.Tensor) -> bool:
+def is_elsewhere(weight: torch.Tensor) -> bool:
     """Divided over ranks by ZeRO-3, or lent by a file: it comes when the module that owns it is called."""
     return weight.is_meta or hasattr(weight, "ds_id")
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_most.config import Plan, load_recipe, replace
+from megatron_most.config import Plan, load_recipe, logits, replace
 from megatron_most.data import PackedBatch, pack_rows
 from megatron_most.data.synthetic import synthetic_document
 from megatron_most.engine import make_plan, open_groups
@@ -21,6 +21,7 @@ ROWS, LENGTH = 2, 64
 BF16 = {"engine.precision": "bf16"}
 HALF = {"recompute.granularity": "selective"}
 FULL = {"recompute.granularity": "full"}
+LARGE = {"tokens.num_units": 3000}  # a vocabulary of which not all logits are there at once
 PARTS = {  # of a module's name in Core -> of the plan; the first that fits
     "layernorm": "norms", "self_attention": "attention", "shared_experts": "moe", "router": "moe", ".experts": "moe",
     "output_layer": "head", "embedding": "embedding",
@@ -45,12 +46,16 @@ CASES: dict[int, dict[str, tuple[str, dict[str, Any]]]] = {
         "experts again": ("most-tiny", {**BF16, **HALF, "recompute.modules": ["moe"]}),
         "shared again": ("most-tiny-upcycled", {**HALF, "recompute.modules": ["shared_experts", "core_attn"]}),
         "all again": ("most-tiny", {**BF16, **FULL}),
+        "logits in pieces": ("most-tiny", LARGE),
+        "logits in pieces, tied, bf16": ("most-tiny-upcycled", {**BF16, **LARGE, "model.tied_embeddings": True}),
         "all again by twos": ("most-tiny-upcycled", {**FULL, "recompute.num_layers": 2}),
     },
     2: {
         "TP": ("most-tiny", {**BF16, "layout.tensor": 2}),
         "CP": ("most-tiny", {**BF16, "layout.context": 2}),
         "EP": ("most-tiny", {**BF16, "layout.expert": 2}),
+        "TP, logits in pieces": ("most-tiny", {**BF16, **LARGE, "layout.tensor": 2}),
+        "CP, logits in pieces": ("most-tiny", {**LARGE, "layout.context": 2}),
         "TP, gqa": ("most-tiny-upcycled", {"layout.tensor": 2}),
         "CP, gqa": ("most-tiny-upcycled", {"layout.context": 2}),
     },
@@ -66,6 +71,7 @@ def packed(plan: Plan) -> PackedBatch:
 
 def kept(ranks: Ranks, name: str, changes: dict[str, Any]) -> tuple[dict[str, float], dict[str, float]]:
     """(bytes by part that the hooks see, those of the plan) of a forward pass."""
+    logits.LOGITS_BYTES = 1  # a vocabulary of more than logits.LEAST_COLUMNS is cut, which is LARGE alone
     common = {"train.sequence_length": LENGTH, "train.micro_batch_size": ROWS}
     plan = make_plan(replace(load_recipe(name), {**common, **changes}), ranks.world_size, ranks.device)
     with open_groups(plan, ranks) as session:

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from megatron_most.config import Plan, load_recipe, replace
+from megatron_most.config import Plan, load_recipe, logits, replace
 from megatron_most.data import PackedBatch, pack_rows, synthetic_batch
 from megatron_most.data.synthetic import synthetic_document
 from megatron_most.engine import PlainEngine, Session, ZeroEngine, make_engine, make_plan, open_groups
@@ -176,10 +176,14 @@ def test_engines_hold_what_the_plan_says(world: int) -> None:
     assert not wrong, "\n".join(wrong)
 
 
+LARGE = {"tokens.num_units": 6000}
 PEAKS = {
     "most-tiny": {},
     "most-tiny bf16": BF16,
     "most-tiny all again": FULL,
+    "most-tiny logits in pieces": LARGE,
+    "most-tiny logits in pieces, bf16": {**LARGE, **BF16},
+    "most-tiny logits in pieces, all again": {**LARGE, **FULL},
     "most-tiny-dense": {},
     "most-tiny-upcycled bf16": BF16,
     "most-tiny-upcycled all again, bf16": {**FULL, **BF16},
@@ -189,6 +193,7 @@ PEAKS = {
 def most(ranks: Ranks) -> dict[str, tuple[float, float]]:
     """By case (bytes that a step had at most, bytes said) of a plain engine."""
     out = {}
+    logits.LOGITS_BYTES = 1  # a vocabulary of more than logits.LEAST_COLUMNS is cut, which is LARGE alone
     for case, changes in PEAKS.items():
         rows = {"train.sequence_length": 256, "train.global_batch_size": 4, "train.micro_batch_size": 4}
         plan = make_plan(replace(load_recipe(case.split()[0]), {**rows, **changes}), 1, ranks.device)
