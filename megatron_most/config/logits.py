@@ -1,5 +1,5 @@
 """How much of the logits a loss has at once. Whole, they are often the most that a step holds: 4,096 tokens of 102,400
-words take 1.7 GB in float32, and as much again for what is computed from them.
+words take 1.7 GB in float32, and in bf16 half as much again for their rounded copy.
 
 Large ones are made and dropped in pieces of the vocabulary; the model and the memory planner both ask here how wide.
 """
