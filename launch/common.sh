@@ -29,6 +29,7 @@ quoted() { # a command as one can type it
 
 cluster_env=${MOST_CLUSTER_ENV:-$root/launch/cluster.env}
 if [ -r "$cluster_env" ]; then
+    bash -n "$cluster_env" || die "$cluster_env: bash cannot read it, see above"
     set +u # it is the user's: modules, and $LD_LIBRARY_PATH where that is not set
     # shellcheck source=/dev/null
     . "$cluster_env"
@@ -36,6 +37,13 @@ if [ -r "$cluster_env" ]; then
 elif [ -n "${MOST_CLUSTER_ENV:-}" ]; then
     die "MOST_CLUSTER_ENV=$MOST_CLUSTER_ENV: no such file, or it cannot be read"
 fi
+
+for name in MOST_WATCH_S MOST_GRACE_S MOST_SKEW_S MOST_FREE_GB MOST_LINK_FLOOR_GBPS MOST_LINK_MB MOST_LINKS_S \
+    MOST_PREFLIGHT_S; do
+    [ -z "${!name:-}" ] || [[ ${!name} =~ ^[0-9]+([.][0-9]+)?$ ]] ||
+        die "$name=${!name}: not a number. Set it in $cluster_env (launch/cluster.env.example has its unit)"
+done
+[[ ${MOST_GRACE_S:-60} != *.* ]] || die "MOST_GRACE_S=$MOST_GRACE_S: srun takes whole seconds; set it in $cluster_env"
 
 runs=${MOST_RUNS:-$root/runs}
 # shellcheck disable=SC2034  # the launchers use them
@@ -59,6 +67,8 @@ case ${MOST_CONTAINER:-none} in
         ;;
     apptainer)
         need MOST_IMAGE "which image file Apptainer runs"
+        command -v apptainer > /dev/null ||
+            die "apptainer: no such program here; load its module in $cluster_env, or set MOST_CONTAINER otherwise"
         python=(apptainer exec --nv --bind "$root${MOST_MOUNTS:+,$MOST_MOUNTS}" "$MOST_IMAGE" "${MOST_PYTHON:-python3}")
         step_python=("${python[@]}")
         ;;
@@ -341,6 +351,7 @@ datasets() { # TASK FLAG: adds --data.TASK.train and .valid of what lies in MOST
 
 phase() { # RECIPE "TASK ..." START: a phase from its launcher's arguments, which are in `words`
     local recipe=$1 tasks=$2 start=$3 word args=()
+    words=("${words[@]/#--runtime.device/--device}") # as some write it
     if [ $dry = 0 ] && [ -z "${SLURM_JOB_ID:-}" ]; then
         die "this is a batch script: sbatch $0 ... ; --dry-run shows what it would run"
     fi

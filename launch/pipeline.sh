@@ -13,7 +13,7 @@
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "$0")/common.sh" || exit 2
 
-options=() fields=()
+options=() fields=() first=()
 while [ $# -gt 0 ]; do
     word=$1
     shift
@@ -22,6 +22,10 @@ while [ $# -gt 0 ]; do
         --dry-run) dry=1 ;;
         -N?*) options+=(--nodes="${word#-N}") ;;
         -N) options+=(--nodes="${1:-}") && shift ;;
+        # What the chain waits for is for its first job: of two dependencies sbatch takes the last alone.
+        --dependency=*) first=("$word") ;;
+        --dependency | -d) first=(--dependency="${1:-}") && shift ;;
+        -d?*) first=(--dependency="${word#-d}") ;;
         *) options+=("$word") ;;
     esac
 done
@@ -32,6 +36,7 @@ while [ $# -gt 0 ]; do
     fields+=("$word")
 done
 stages=${MOST_STAGES:-stage1 stage2}
+[ -n "${stages// /}" ] || die "MOST_STAGES names no stage; there are convert, stage1, stage2, evaluate"
 case " $stages " in
     *' evaluate '*) [ $# -gt 0 ] || die "evaluate: which tasks? pipeline.sh ... -- FIELDS -- TASKS" ;;
     *) [ $# = 0 ] || die "$* would go to the stage evaluate: set MOST_STAGES=\"$stages evaluate\"" ;;
@@ -60,7 +65,7 @@ done
 before=''
 for stage in $stages; do
     of_stage "$stage"
-    wait=()
+    wait=("${first[@]}")
     [ -z "$before" ] || wait=(--dependency="afterok:$before" --kill-on-invalid-dep=yes)
     submit "${wait[@]}" "${own[@]}" "$root/launch/$script" "${words[@]}" || die "$stage was not accepted"
     before=$number

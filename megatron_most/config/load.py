@@ -27,6 +27,10 @@ PARTS = ("parts/phase1", "parts/phase2", "parts/augment", "parts/augment-frames"
 """What a recipe can extend beside a model: no run by itself."""
 
 
+_OTHER_NAMES = {"--runtime.device": "--device"}
+"""Flags that people write for what has another name here."""
+
+
 def recipe_names() -> tuple[str, ...]:
     """The recipes that ship with the package."""
     return tuple(sorted(path.stem for path in RECIPES.glob("*.toml")))
@@ -51,6 +55,7 @@ def from_command_line(
     first = argparse.ArgumentParser(prog=prog, add_help=False, allow_abbrev=False)
     first.add_argument("--config", default=default)
     known, words = first.parse_known_args(sys.argv[1:] if args is None else args)
+    words = [_OTHER_NAMES.get(flag, flag) + equals + value for flag, equals, value in (w.partition("=") for w in words)]
     recipe = load_recipe(known.config)
     upstream, words = _upstream_flags(words)
     # tyro would replace a recipe's whole upstream table by what one flag says, so it sees the other fields only.

@@ -8,6 +8,7 @@ goes to stderr. Words of a recipe come after `--`, as tools/train.py takes them.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import re
@@ -58,6 +59,8 @@ def run_job(arguments: Sequence[str] | None = None) -> int:
 
 
 def _config(options: argparse.Namespace) -> tuple[RunConfig, Path]:
+    if importlib.util.find_spec("tyro") is None:  # it reads command lines; without it no more is there either
+        raise ConfigError("python", sys.executable, "our packages are not installed there", "set MOST_PYTHON")
     config = from_command_line(options.recipe, prog="train.py")
     return config, run_folder(config)
 

@@ -7,6 +7,7 @@ silently left something out would pass what it was made for. [N/A] and [Not Supp
 from __future__ import annotations
 
 import csv
+import re
 import subprocess
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -17,6 +18,8 @@ FIELDS = (
     "clocks_throttle_reasons.hw_power_brake_slowdown",
 )  # fmt: skip
 _THROTTLES = tuple(field for field in FIELDS if "throttle" in field)
+_ECC, _USED, _MEMORY = "ecc.errors.uncorrected.volatile.total", "memory.used", "memory.total"
+_NO_ANSWER = ("[N/A]", "N/A", "[Not Supported]")  # what this GPU does not count; anything else is a number, or a fault
 _MOST_USED_MIB = 2048.0  # the driver's own, and what is left of a process that is just going
 _TIMEOUT_S = 60.0
 
@@ -55,12 +58,21 @@ def find_faults(gpus: Sequence[Mapping[str, str]], wanted: int) -> list[str]:
     faults = []
     if len(gpus) < wanted:
         faults.append(f"{len(gpus)} GPUs are seen, {wanted} were granted")
+    if len({gpu["memory.total"] for gpu in gpus}) > 1:
+        faults.append(f"its GPUs are not alike: {kinds_of(gpus)}")
     for gpu in gpus:
         name = f"GPU {gpu['index']}"
-        if (errors := _number(gpu["ecc.errors.uncorrected.volatile.total"])) > 0:
+        unclear = [
+            field for field in (_ECC, _USED, _MEMORY) if gpu[field] not in _NO_ANSWER and _number(gpu[field]) is None
+        ]
+        unclear += [field for field in _THROTTLES if gpu[field] not in (*_NO_ANSWER, "Active", "Not Active")]
+        faults += [f"{name}: nvidia-smi answers {gpu[field]!r} to {field}" for field in unclear]
+        if errors := _number(gpu[_ECC]):
             faults.append(f"{name} has {errors:g} uncorrected memory errors (ECC)")
-        if (used := _number(gpu["memory.used"])) > _MOST_USED_MIB:
+        if (used := _number(gpu[_USED]) or 0.0) > _MOST_USED_MIB:
             faults.append(f"{name} has {used:g} MiB in use before we start: another process is on it")
+        if _number(gpu[_MEMORY]) == 0.0:
+            faults.append(f"{name} has no memory")
         if slowed := [field.split(".")[1] for field in _THROTTLES if gpu[field] == "Active"]:
             faults.append(f"{name} is slowed down ({', '.join(slowed)})")
     return faults
@@ -72,8 +84,6 @@ def kinds_of(gpus: Sequence[Mapping[str, str]]) -> str:
     return " + ".join(kinds)
 
 
-def _number(text: str) -> float:
-    try:
-        return float(text)
-    except ValueError:
-        return 0.0
+def _number(text: str) -> float | None:
+    """As nvidia-smi counts: 12, 1024.5; None for whatever else."""
+    return float(text) if re.fullmatch(r"\d+(\.\d+)?", text) else None

@@ -29,12 +29,23 @@ def tell(run: Path, queue: str | None = None) -> str:
     lines += _progress(run)
     if attempts:
         last = attempts[-1]
-        where = f"job {last.begin['job']} on {last.begin['nodes']}"
+        where = f"job {last.begin.get('job', '?')} on {last.begin.get('nodes', '?')}"
         lines.append(f"attempt  {last.number}, {where}; log {last.folder / 'log'}")
-    ends = [attempt for attempt in attempts if attempt.end and attempt.end["action"] != "done"]
+    ends = [attempt for attempt in attempts if attempt.end and _action(attempt) != "done"]
     if ends:
         lines.append(f"last end attempt {ends[-1].number}: {_reason(ends[-1])}")
-    return "\n".join(lines)
+        if words := _last_words(ends[-1]):
+            lines.append(f"         {words}")
+    return "\n".join(map(_plain, lines))
+
+
+def _plain(line: str) -> str:
+    """What comes from a run's files has no say over a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in line)
+
+
+def _action(attempt: book.Attempt) -> str:
+    return str((attempt.end or {}).get("action", "?"))
 
 
 def _state(run: Path, attempts: list[book.Attempt], queue: str | None) -> str:
@@ -44,21 +55,21 @@ def _state(run: Path, attempts: list[book.Attempt], queue: str | None) -> str:
     if not attempts:
         return "not under a launcher"
     last = attempts[-1]
-    if said := known.get(last.begin["job"]):
+    if said := known.get(str(last.begin.get("job"))):
         state, left, reason = (said + ["", "", ""])[:3]
         return f"{state}, {left} left of its time" if state == "RUNNING" else f"{state} ({reason})"
-    if queue is None and (last.end is None or last.end["action"] in ("requeue", "leave")):
+    if queue is None and (last.end is None or _action(last) in ("requeue", "leave")):
         return "not known, for squeue gives no answer"
     if last.end is None:
         return "gone without a word: its node was lost, or Slurm was told to kill it"
-    return "requeued, and not in the queue any more" if last.end["action"] in ("requeue", "leave") else "ended"
+    return "requeued, and not in the queue any more" if _action(last) in ("requeue", "leave") else "ended"
 
 
 def _progress(run: Path) -> list[str]:
     steps, last, recent = 0, None, deque[float](maxlen=_RECENT)
     if (run / _METRICS).exists():
         with open_file(run / _METRICS) as file:
-            for _, line in json_lines(file, run / _METRICS):
+            for _, line in json_lines(file, run / _METRICS, _is_good):
                 steps = line.get("steps", steps)
                 if "seconds" in line:
                     last = line
@@ -73,16 +84,24 @@ def _progress(run: Path) -> list[str]:
     return lines
 
 
+def _is_good(line: Mapping[str, Any]) -> bool:
+    """Numbers where this page wants numbers, of a size that a clock can tell."""
+    told = [line[name] for name in ("steps", "step", "seconds", "effective") if line.get(name) is not None]
+    is_whole = "seconds" not in line or "step" in line
+    return is_whole and all(isinstance(value, int | float) and 0 <= value < 1e12 for value in told)
+
+
 def _reason(attempt: book.Attempt) -> str:
-    end: Mapping[str, Any] = attempt.end or {}
-    return f"{end.get('reason', '?')}{_last_words(attempt.folder / 'log') if end.get('code') == 2 else ''}"
+    return str((attempt.end or {}).get("reason", "?"))
 
 
-def _last_words(log: Path) -> str:
-    """The last line in a log that a command of ours ended with."""
+def _last_words(attempt: book.Attempt) -> str:
+    """The last line in its log that a command of ours ended with, where it was one that gave up."""
+    if (attempt.end or {}).get("code") != 2:
+        return ""
     try:
-        lines = log.read_text(errors="replace").splitlines()
+        lines = (attempt.folder / "log").read_text(errors="replace").splitlines()
     except OSError:
         return ""
     said = [line for line in lines if line.startswith(("train.py", "job.py"))]
-    return f"\n         {said[-1]}" if said else ""
+    return said[-1] if said else ""

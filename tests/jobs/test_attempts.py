@@ -97,6 +97,21 @@ def test_status_tells_state_pace_and_the_last_error(tmp_path: Path) -> None:
     assert "not known, for squeue gives no answer" in said and "gone" not in said and "10 of 100" in said
 
 
+def test_status_tells_what_it_can_of_damaged_files_and_sends_nothing_to_a_terminal(tmp_path: Path) -> None:
+    good = '{"step": 3, "steps": 9, "seconds": 1.0}'
+    bad = (
+        '{"step": 4, "seconds": NaN}', '{"step": 4, "seconds": 1e300}', '{"step": "x", "seconds": 1}',
+        '{"seconds": 2}', '{"step": 4, "seconds": 1, "effective": "hi"}',
+    )  # fmt: skip
+    (tmp_path / "metrics.jsonl").write_text("\n".join((*bad, good)) + "\n")
+    attempt = begin(tmp_path)
+    (attempt.folder / "end.json").write_text("{}")
+    said = tell(tmp_path, "")
+    assert "step     4 of 9" in said and "last end attempt 1: ?" in said
+    (attempt.folder / "end.json").write_text(json.dumps({"action": "stop", "reason": "red\x1b[31m\nand more"}))
+    assert "red?[31m?and more" in tell(tmp_path, "")
+
+
 def test_a_folder_that_is_no_run_is_refused_by_status(tmp_path: Path) -> None:
     with pytest.raises(MostError, match="no run of a launcher"):
         tell(tmp_path)

@@ -128,6 +128,45 @@ def test_an_interpreter_that_is_not_there_is_told_with_the_variable_that_names_i
         assert f"{place}/cluster.env" in done.stderr and done.stdout == ""
 
 
+@pytest.mark.parametrize(
+    "name", ["MOST_WATCH_S", "MOST_GRACE_S", "MOST_SKEW_S", "MOST_FREE_GB", "MOST_LINK_FLOOR_GBPS"]
+)
+def test_a_setting_that_is_no_number_is_named_before_the_queue(place: Path, name: str) -> None:
+    done = launch(place, "stage1_asr_tts.sh", "--dry-run", *TINY, **usual(place, **{name: "2TB"}))
+    assert done.returncode == 2 and f"{name}=2TB: not a number" in done.stderr and not done.stdout
+
+
+def test_settings_that_bash_cannot_read_are_refused(place: Path) -> None:
+    settings = place / "broken.env"
+    settings.write_text("export MOST_DATA='unclosed\n")
+    env = {**os.environ, "MOST_CLUSTER_ENV": str(settings)}
+    command = ["bash", str(ROOT / "launch" / "stage1_asr_tts.sh"), "--dry-run"]
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and "broken.env: bash cannot read it" in done.stderr
+
+
+def test_a_python_without_our_packages_is_told_with_the_variable_that_names_it(place: Path) -> None:
+    bare = place / "python"
+    bare.write_text(f'#!/bin/sh\nexec {sys.executable} -S "$@"\n')  # without site packages
+    bare.chmod(0o755)
+    done = launch(place, "stage1_asr_tts.sh", "--dry-run", *TINY, **usual(place, MOST_PYTHON=str(bare)))
+    assert done.returncode == 2 and "set MOST_PYTHON" in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_device_may_be_written_as_of_the_runtime(place: Path) -> None:
+    words = [word for word in TINY if word not in ("--device", "cpu")]
+    for device in (["--runtime.device", "cpu"], ["--runtime.device=cpu"]):
+        done = launch(place, "stage1_asr_tts.sh", "--dry-run", *words, *device, **usual(place))
+        assert "gpu" not in [word for line in commands(done) for word in line]
+
+
+def test_a_chain_waits_as_a_whole_for_what_its_user_names(place: Path) -> None:
+    for given in (["--dependency=afterok:5"], ["--dependency", "afterok:5"], ["-d", "afterok:5"], ["-dafterok:5"]):
+        lines = commands(launch(place, "pipeline.sh", "--dry-run", "--nodes=1", *given, "--", *TINY, **usual(place)))
+        waits = [[word for word in line if word.startswith("--dependency")] for line in lines]
+        assert waits == [["--dependency=afterok:5"], ["--dependency=afterok:JOB1"]]
+
+
 def test_settings_may_read_variables_that_are_not_set(place: Path) -> None:
     """As `module load` does, and who adds to LD_LIBRARY_PATH; our own scripts go on without that."""
     lines = [f"export MOST_PYTHON={shlex.quote(sys.executable)}", "export LIBS=/opt/lib:$NOT_SET_ANYWHERE"]

@@ -104,6 +104,11 @@ def test_what_no_node_has_is_the_fault_of_all() -> None:
         ({"ecc.errors.uncorrected.volatile.total": "3"}, "GPU 0 has 3 uncorrected memory errors"),
         ({"clocks_throttle_reasons.hw_thermal_slowdown": "Active"}, "GPU 0 is slowed down (hw_thermal_slowdown)"),
         ({"memory.used": "40000"}, "another process is on it"),
+        ({"ecc.errors.uncorrected.volatile.total": "[Unknown Error]"}, "answers '[Unknown Error]' to ecc.errors"),
+        ({"ecc.errors.uncorrected.volatile.total": "nan"}, "answers 'nan' to ecc.errors"),
+        ({"clocks_throttle_reasons.hw_slowdown": "[GPU requires reset]"}, "answers '[GPU requires reset]' to clocks"),
+        ({"memory.used": "[GPU is lost]"}, "answers '[GPU is lost]' to memory.used"),
+        ({"memory.total": "40960"}, "its GPUs are not alike"),
     ],
 )
 def test_a_sick_gpu_is_told_from_what_nvidia_smi_prints(tmp_path: Path, change: dict[str, str], words: str) -> None:
