@@ -31,7 +31,7 @@ def tell(run: Path, queue: str | None = None) -> str:
         last = attempts[-1]
         where = f"job {last.begin.get('job', '?')} on {last.begin.get('nodes', '?')}"
         lines.append(f"attempt  {last.number}, {where}; log {last.folder / 'log'}")
-    ends = [attempt for attempt in attempts if attempt.end and _action(attempt) != "done"]
+    ends = [attempt for attempt in attempts if attempt.end is not None and _action(attempt) != "done"]
     if ends:
         lines.append(f"last end attempt {ends[-1].number}: {_reason(ends[-1])}")
         if words := _last_words(ends[-1]):
