@@ -1,10 +1,12 @@
 """Your own recordings: a folder of sound files, each with its words in a .txt beside it, and a model that learns them.
 
     .venv/bin/python examples/finetune/finetune.py --audio my_recordings --model runs/quickstart/runs/phase2 \\
-        --codec runs/quickstart/codec --tokenizer runs/quickstart/tokenizer --out runs/finetune
+        --codec runs/quickstart/codec --tokenizer runs/quickstart/tokenizer \\
+        --templates examples/quickstart/templates.toml --out runs/finetune
 
-The model is a run or a checkpoint of ours (an import too); codec and tokenizer are those it was made with, which its
-checkpoint knows by their hashes. A tenth of the recordings is held out: on it the model is asked before and after.
+The model is a run or a checkpoint of ours (an import too); codec, tokenizer and templates (the words around a
+recording) are those it was made with, which its checkpoint knows by their hashes. A tenth of the recordings is held
+out: on it the model is asked before and after.
 Each step is a command of the product, echoed before it runs. Run again, it goes on where it stopped.
 """
 
@@ -40,6 +42,7 @@ def main() -> int:
     parser.add_argument("--audio", type=Path, required=True, help="folder of sound files and their .txt")
     for name in ("model", "codec", "tokenizer"):
         parser.add_argument(f"--{name}", type=Path, required=True)
+    parser.add_argument("--templates", default="chat", help="that the model has learnt: a name that ships, or a file")
     parser.add_argument("--out", type=Path, default=Path("runs/finetune"), help="folder for everything made")
     parser.add_argument("--steps", type=int, default=200)
     parser.add_argument("--learning-rate", type=float, default=3e-4)
@@ -52,7 +55,8 @@ def main() -> int:
         write_atomically(out / f"{part}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
         prepare(out, part, args)
     asked = ["asr", "--tokenizer", args.tokenizer, "--manifest", out / "manifests" / "test"]
-    asked += ["--units", out / "units" / "test", "--batch-size", 16, "--max-new-tokens", 64]
+    asked += ["--templates", args.templates, "--units", out / "units" / "test"]
+    asked += ["--batch-size", 16, "--max-new-tokens", 64]
     step("evaluate.py", *asked, "--model", args.model, "--out", out / "before")
     write_atomically(out / "finetune.toml", recipe(args, checkpoint))
     if code := step("train.py", "--config", out / "finetune.toml"):
@@ -91,7 +95,8 @@ def prepare(out: Path, part: str, args: argparse.Namespace) -> None:
     step(tool, "units", "--manifest", made, "--codec", args.codec, "--out", units)
     for task in ("asr", "tts"):
         given = ["--manifest", made, "--units", units, "--tokenizer", args.tokenizer]
-        given += ["--tokens", args.tokenizer / "token_map.json", "--out", out / task / part]
+        given += ["--tokens", args.tokenizer / "token_map.json", "--templates", args.templates]
+        given += ["--out", out / task / part]
         step(tool, "build", "--task", task, *given)
 
 
