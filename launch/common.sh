@@ -24,6 +24,13 @@ quoted() { # a command as one can type it
     printf '%s\n' "${line% }"
 }
 
+case ${1:-} in
+    -h | --help) # what the script says of itself at its top
+        sed -n -e 1d -e '/^#SBATCH/d' -e '/^# shellcheck/d' -e '/^[^#]/q' -e 's/^# \{0,1\}//p' "$0"
+        exit 0
+        ;;
+esac
+
 # A job of a few minutes is signalled as soon as it begins, and would die of it while settings are read.
 [ -z "${SLURM_JOB_ID:-}" ] || trap asked=1 USR1
 
@@ -46,6 +53,7 @@ done
 [[ ${MOST_GRACE_S:-60} != *.* ]] || die "MOST_GRACE_S=$MOST_GRACE_S: srun takes whole seconds; set it in $cluster_env"
 
 runs=${MOST_RUNS:-$root/runs}
+[[ $runs != *[{}]* ]] || die "MOST_RUNS=$runs: braces stand for a recipe's name there; give a folder without them"
 # shellcheck disable=SC2034  # the launchers use them
 stage1=${MOST_STAGE1_RECIPE:-stage1-asr-tts} stage2=${MOST_STAGE2_RECIPE:-stage2-instruct}
 export HF_HUB_OFFLINE=${HF_HUB_OFFLINE:-1} PYTHONUNBUFFERED=1 SLURM_EXPORT_ENV=ALL
@@ -234,6 +242,9 @@ train() { # ARGS of the recipe
         job plan --ranks "$ranks" -- "$@" >&2
         exit
     fi
+    if ((on_cpu == 0 && gpus > 0 && per_node > gpus)); then
+        die "$per_node ranks a node, and Slurm has granted $gpus GPUs: give sbatch --ntasks-per-node=$gpus too"
+    fi
     trap on_usr1 USR1
     trap on_term TERM
     attempt=$(job begin --job "$job_id" --restart "$restart" --nodes "$nodelist" --ranks "$ranks" \
@@ -265,6 +276,11 @@ train() { # ARGS of the recipe
 
 # --- a command that is one process ---
 
+# Options of sbatch that none of our tools has: behind the script's name they would not reach sbatch.
+of_sbatch=(--account --array --constraint --cpus-per-task --dependency --exclude --exclusive --export --gpus
+    --gpus-per-node --gpus-per-task --gres --job-name --mail-type --mail-user --mem --nodelist --ntasks --partition
+    --qos --requeue --no-requeue --reservation --signal --time -A -C -J -N -d -n -p -q -t -w -x)
+
 take_dry_run() { # ARGS: all but --dry-run, and the sizes it shall be of, as sbatch takes them, go to the array `words`
     local word sizes=()
     words=()
@@ -272,7 +288,14 @@ take_dry_run() { # ARGS: all but --dry-run, and the sizes it shall be of, as sba
         case $word in
             --dry-run) dry=1 ;;
             --nodes=* | --ntasks-per-node=*) sizes+=("$word") ;;
-            *) words+=("$word") ;;
+            --nodes | --ntasks-per-node)
+                die "$word is an option of sbatch: it goes before the script's name, as $word=N"
+                ;;
+            *)
+                [[ " ${of_sbatch[*]} " != *" ${word%%=*} "* ]] ||
+                    die "$word is an option of sbatch: it goes before the script's name"
+                words+=("$word")
+                ;;
         esac
     done
     for word in "${sizes[@]}"; do
@@ -285,8 +308,17 @@ take_dry_run() { # ARGS: all but --dry-run, and the sizes it shall be of, as sba
     done
 }
 
+check_words() { # TOOL WORDS: what the tool would refuse of them
+    if [ "${MOST_CONTAINER:-none}" = pyxis ] && [ -z "${SLURM_JOB_ID:-}" ]; then
+        say "the words of $1 were not checked: with pyxis there is python in jobs alone"
+        return
+    fi
+    "${python[@]}" "$root/tools/check_words.py" "$@" >&2 || exit 2
+}
+
 run_one() { # SCRIPT ARGS...: in the batch script itself; told to end, it is, and goes on when it is started again
     if [ $dry = 1 ]; then
+        check_words "$(basename "$1" .py)" "${@:2}"
         quoted "${python[@]}" "$@"
         exit
     fi
@@ -296,6 +328,25 @@ run_one() { # SCRIPT ARGS...: in the batch script itself; told to end, it is, an
 
 check() { # SCRIPT SIZES AND WORDS: what a dry run refuses need not wait in a queue to be refused
     bash "$root/launch/$1" --dry-run "${@:2}" > /dev/null || die "$1 would be refused, see above; nothing was submitted"
+}
+
+of_place() { # OPTIONS: those of sbatch that say where a job runs and who pays go to the array `placed`
+    local word takes=0
+    placed=()
+    for word in "$@"; do
+        if ((takes)); then
+            placed+=("$word") takes=0
+            continue
+        fi
+        case $word in
+            --account | --clusters | --constraint | --partition | --qos | --reservation | -[ACMpq])
+                placed+=("$word") takes=1
+                ;;
+            --account=* | --clusters=* | --constraint=* | --partition=* | --qos=* | --reservation=* | -[ACMpq]?*)
+                placed+=("$word")
+                ;;
+        esac
+    done
 }
 
 submit() { # OPTIONS AND WORDS OF SBATCH: leaves the job's number in `number`

@@ -36,6 +36,7 @@ given --device "${words[@]}" || words+=(--device gpu)
 out=$(value_of --out "${words[@]}")
 command=("${step_python[@]}" "$root/tools/evaluate.py" "${words[@]}")
 if [ $dry = 1 ]; then
+    check_words evaluate "${words[@]}"
     srun_line ranks
     quoted "${line[@]}" bash "$root/launch/rank.sh" CODES "${command[@]}"
     exit

@@ -3,10 +3,10 @@
 #
 #     bash launch/pipeline.sh --nodes=6
 #     bash launch/pipeline.sh --nodes=2 -- --train.micro-batch-size 2
-#     MOST_STAGES="convert stage1 stage2 evaluate" bash launch/pipeline.sh --nodes=6 -- -- swuggy --zerospeech sLM21
+#     MOST_STAGES="stage1 stage2 evaluate" bash launch/pipeline.sh --nodes=6 -- -- swuggy --zerospeech sLM21 --codec C
 #
 # FIELDS, of tools/train.py, go to every phase; TASKS, with their words of tools/evaluate.py, to the stage `evaluate`;
-# options of sbatch to all but `convert`, which is one process.
+# options of sbatch to all, but to `convert`, which is one process, only those of place (--partition, --account, ...).
 # What a dry run refuses is refused here, and nothing is submitted. Where a job fails, those behind it are cancelled. A
 # phase that is done already ends at once. Prints a line for each job: its number and name. --dry-run prints the lines
 # of sbatch instead.
@@ -45,7 +45,7 @@ tasks=("$@")
 of_stage() { # STAGE: its script, the script's words, and the options of sbatch that are for it
     words=("${fields[@]}") own=("${options[@]}")
     case $1 in
-        convert) script=convert.sh words=() own=() ;;
+        convert) of_place "${options[@]}" && script=convert.sh words=() own=("${placed[@]}") ;;
         stage1) script=stage1_asr_tts.sh ;;
         stage2) script=stage2_instruct.sh ;;
         evaluate) script=evaluate.sh words=("${tasks[@]}") ;;
@@ -53,8 +53,12 @@ of_stage() { # STAGE: its script, the script's words, and the options of sbatch 
     esac
 }
 
+behind=' convert stage1 stage2 evaluate '
 for stage in $stages; do
     of_stage "$stage"
+    [[ $behind == *" $stage "* ]] ||
+        die "MOST_STAGES=$stages: $stage cannot stand there; the order is convert, stage1, stage2, evaluate, each once"
+    behind=" ${behind#*" $stage "}"
     sizes=()
     for name in --nodes --ntasks-per-node; do
         size=$(value_of "$name" "${own[@]}")

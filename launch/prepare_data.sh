@@ -38,6 +38,7 @@ if [ "${1:-}" = submit ]; then
     esac
     out=$(value_of --out "$@")
     [ -n "$out" ] || die "submit: no --out among the words of $1; $usage"
+    check_words prepare_data "$@"
     submit --array="0-$((shards - 1))" --output=%x-%A_%a.log "${options[@]}" "$root/launch/prepare_data.sh" "$@" ||
         die "the array was not accepted"
     [ $dry = 1 ] || printf '%s %s\n' "$number" "$1"

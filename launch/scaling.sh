@@ -53,6 +53,9 @@ done
 for count in "${counts[@]}"; do
     check stage1_asr_tts.sh --nodes="$count" --ntasks-per-node="${tasks:-8}" "$@"
 done
+"${python[@]}" "$root/tools/plan.py" --machine "${MOST_MACHINE:-a100-80}" --help > /dev/null ||
+    die "MOST_MACHINE=${MOST_MACHINE:-}: tools/plan.py knows no such machine, see above; nothing was submitted"
+of_place "${options[@]}"
 after=''
 for count in "${counts[@]}"; do
     submit --nodes="$count" "${options[@]}" "$root/launch/stage1_asr_tts.sh" --train.steps 50 \
@@ -61,6 +64,7 @@ for count in "${counts[@]}"; do
     after+=:$number
     [ $dry = 1 ] || printf '%s nodes-%s\n' "$number" "$count"
 done
-submit --dependency="afterok$after" --kill-on-invalid-dep=yes "$root/launch/scaling.sh" report "${counts[@]}" ||
+placed=(--dependency="afterok$after" --kill-on-invalid-dep=yes "${placed[@]}")
+submit "${placed[@]}" "$root/launch/scaling.sh" report "${counts[@]}" ||
     die "the report was not accepted"
 [ $dry = 1 ] || printf '%s report\n' "$number"

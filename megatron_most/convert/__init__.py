@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 from megatron_most.runtime import lazy_names
 
 if TYPE_CHECKING:
-    from megatron_most.convert.commands import run_convert_ckpt
+    from megatron_most.convert.commands import read_convert_ckpt, run_convert_ckpt
     from megatron_most.convert.exporter import prepare_export, run_export
     from megatron_most.convert.families import Family, add_family, fields, rows
     from megatron_most.convert.importer import prepare_import, run_import
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from megatron_most.convert.upcycling import Upcycling
 
 _HOMES = {
-    "commands": ("run_convert_ckpt",),
+    "commands": ("read_convert_ckpt", "run_convert_ckpt"),
     "exporter": ("prepare_export", "run_export"),
     "families": ("Family", "add_family", "fields", "rows"),
     "importer": ("prepare_import", "run_import"),
@@ -41,8 +41,8 @@ _HOMES = {
 
 __all__ = [
     "ExportOptions", "Family", "ImportOptions", "Layout", "Ours", "Row", "Settings", "Upcycling", "add_family",
-    "fields", "inspect", "open_ours", "prepare_export", "prepare_import", "prepare_reshard", "rows",
-    "run_convert_ckpt", "run_export", "run_import", "run_reshard", "verify",
+    "fields", "inspect", "open_ours", "prepare_export", "prepare_import", "prepare_reshard",
+    "read_convert_ckpt", "rows", "run_convert_ckpt", "run_export", "run_import", "run_reshard", "verify",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(__name__, _HOMES)

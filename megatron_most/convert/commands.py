@@ -147,12 +147,17 @@ _COMMANDS: dict[str, type] = {
 }  # fmt: skip
 
 
-def run_convert_ckpt(args: Sequence[str] | None = None) -> None:
-    """The command line of tools/convert_ckpt.py."""
+def read_convert_ckpt(args: Sequence[str] | None = None) -> Any:
+    """What a command line of tools/convert_ckpt.py asks for, not yet run."""
     named: list[Any] = [
         Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in _COMMANDS.items()
     ]
-    command = tyro.cli(functools.reduce(operator.or_, named), args=args, prog="convert_ckpt.py", description=__doc__)
+    return tyro.cli(functools.reduce(operator.or_, named), args=args, prog="convert_ckpt.py", description=__doc__)
+
+
+def run_convert_ckpt(args: Sequence[str] | None = None) -> None:
+    """The command line of tools/convert_ckpt.py."""
+    command = read_convert_ckpt(args)
     # Numbers pass through once: more threads than one wait for memory and for each other. With two, on two busy cores,
     # a gate took three times as long and twice the CPU time.
     import torch

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from megatron_most.data.batch import MAX_TASKS, Document, PackedBatch, Wave, pack_rows
     from megatron_most.data.blend import Blend, DocumentSource, TaskSpec, open_task
     from megatron_most.data.check import check_batch
-    from megatron_most.data.commands import run_prepare_data
+    from megatron_most.data.commands import read_prepare_data, run_prepare_data
     from megatron_most.data.dataset import load_info
     from megatron_most.data.frame_augment import FrameAugment
     from megatron_most.data.frame_opening import FrameOpener
@@ -31,7 +31,7 @@ _HOMES = {
     "batch": ("MAX_TASKS", "Document", "PackedBatch", "Wave", "pack_rows"),
     "blend": ("Blend", "DocumentSource", "TaskSpec", "open_task"),
     "check": ("check_batch",),
-    "commands": ("run_prepare_data",),
+    "commands": ("read_prepare_data", "run_prepare_data"),
     "dataset": ("load_info",),
     "frame_augment": ("FrameAugment",),
     "frame_opening": ("FrameOpener",),
@@ -47,7 +47,7 @@ __all__ = [
     "MAX_TASKS", "Blend", "Document", "DocumentSource", "FrameAugment", "FrameOpener", "Kind", "MadeWith",
     "PackedBatch", "PackedRow", "Position", "Reader", "ReaderState", "Step", "Steps", "TaskSpec", "TextTokenizer",
     "Wave", "check_batch", "check_text_ids", "deal_rows", "load_info", "load_tokenizer", "makers_of", "open_task",
-    "pack_rows", "run_prepare_data", "synthetic_batch", "synthetic_document",
+    "pack_rows", "read_prepare_data", "run_prepare_data", "synthetic_batch", "synthetic_document",
 ]  # fmt: skip
 
 __getattr__ = lazy_names(__name__, _HOMES)

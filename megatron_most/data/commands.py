@@ -373,6 +373,11 @@ _STEPS: dict[str, type] = {
 }
 
 
+def read_prepare_data(args: Sequence[str] | None = None) -> Any:
+    """The step that a command line of tools/prepare_data.py asks for, not yet run."""
+    return tyro.cli(_one_of(_STEPS), args=args, prog="prepare_data.py", description=__doc__)
+
+
 def run_prepare_data(args: Sequence[str] | None = None) -> None:
     """The command line of tools/prepare_data.py."""
-    tyro.cli(_one_of(_STEPS), args=args, prog="prepare_data.py", description=__doc__).run()
+    read_prepare_data(args).run()

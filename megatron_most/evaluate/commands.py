@@ -40,14 +40,21 @@ class Table:
             print(as_markdown(table), end="")
 
 
-def run_evaluate(args: Sequence[str] | None = None) -> None:
-    """`table RUN...`, or `TASK... --model FOLDER --out RUN`."""
+def read_evaluate(args: Sequence[str] | None = None) -> Options | Table:
+    """What a command line of tools/evaluate.py asks for, not yet run."""
     given = list(sys.argv[1:] if args is None else args)
     if given[:1] == ["table"]:
-        tyro.cli(Table, args=given[1:], prog="evaluate.py table").run()
-        return
+        return tyro.cli(Table, args=given[1:], prog="evaluate.py table")
     tasks = "\n".join(f"  {name}: {words}" for name, words in TASKS.items())
-    options = tyro.cli(Options, args=given, prog="evaluate.py", description=f"{Options.__doc__}\n\nTasks:\n{tasks}")
+    return tyro.cli(Options, args=given, prog="evaluate.py", description=f"{Options.__doc__}\n\nTasks:\n{tasks}")
+
+
+def run_evaluate(args: Sequence[str] | None = None) -> None:
+    """`table RUN...`, or `TASK... --model FOLDER --out RUN`."""
+    options = read_evaluate(args)
+    if isinstance(options, Table):
+        options.run()
+        return
     from megatron_most.evaluate.run import evaluate  # late: usage lines cost no import of torch
 
     results = evaluate(options)

@@ -7,6 +7,7 @@ beside what other nodes see; see judge.py.
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import json
 import os
@@ -66,7 +67,7 @@ def as_lines(facts: Mapping[str, Any]) -> list[str]:
 
 
 def from_lines(lines: Iterable[str]) -> list[dict[str, Any]]:
-    """What nodes have said, of those whose parts are all there; other lines are passed over."""
+    """What nodes have said, of those whose parts are all there and whole; other lines are passed over."""
     parts: dict[str, dict[int, str]] = {}
     wanted: dict[str, int] = {}
     for line in lines:
@@ -76,7 +77,9 @@ def from_lines(lines: Iterable[str]) -> list[dict[str, Any]]:
     found = []
     for node, said in parts.items():
         if sorted(said) == list(range(wanted[node])):
-            found.append(json.loads(zlib.decompress(base64.b64decode("".join(said[i] for i in sorted(said))))))
+            packed = "".join(said[i] for i in sorted(said))
+            with contextlib.suppress(ValueError, zlib.error):  # mixed with another node's: it has said nothing
+                found.append(json.loads(zlib.decompress(base64.b64decode(packed, validate=True))))
     return found
 
 

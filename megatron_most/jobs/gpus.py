@@ -15,7 +15,7 @@ from typing import Any
 FIELDS = (
     "index", "name", "driver_version", "memory.total", "memory.used", "ecc.errors.uncorrected.volatile.total",
     "clocks_throttle_reasons.hw_slowdown", "clocks_throttle_reasons.hw_thermal_slowdown",
-    "clocks_throttle_reasons.hw_power_brake_slowdown",
+    "clocks_throttle_reasons.hw_power_brake_slowdown", "clocks_throttle_reasons.sw_thermal_slowdown",
 )  # fmt: skip
 _THROTTLES = tuple(field for field in FIELDS if "throttle" in field)
 _ECC, _USED, _MEMORY = "ecc.errors.uncorrected.volatile.total", "memory.used", "memory.total"

@@ -11,6 +11,8 @@ from pathlib import Path
 from megatron_most.errors import ConfigError
 from megatron_most.plan.machine import MACHINES, Assumed
 
+LEAVE_OUT = 10
+"""First steps of a start, which are slower than the others."""
 _TEACH = """\
 What a run will take, before it waits in a queue: no GPU is needed, nothing is built, no data is read.
 
@@ -26,6 +28,9 @@ Any field of a recipe can be given as to train.py (--train.steps 1000, --deepspe
 The table has the best variant of each parallel layout: "rows" is train.micro_batch_size, "again" what is recomputed.
 Memory is that of the fullest rank; it is checked against real engines. Seconds are predicted: they rest on the
 assumptions below, above all on the efficiency of products. See docs/scaling.md."""
+
+
+_MOST = 10**6  # of anything that is counted here: more is a slip of the unit
 
 
 def run_plan(args: Sequence[str] | None = None) -> int:
@@ -81,22 +86,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--report", type=Path, metavar="FILE", help="of --measured: a page, with FILE.svg beside it")
     parser.add_argument(
-        "--leave-out", type=_positive, default=10, help="of --measured: first steps of a start; default: %(default)s"
+        "--leave-out", type=_positive, metavar="STEPS", help=f"of --measured: of a start; default: {LEAVE_OUT}"
     )
     return parser
 
 
 def _positive(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError(f"{text}: at least 1 is wanted")
-    return number
+    if not text.isdecimal() or not 0 < int(text) <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text}: a whole number from 1 to {_MOST:,} is wanted")
+    return int(text)
 
 
 def _above_zero(text: str) -> float:
-    number = float(text)
-    if not 0 < number < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text}: a number above 0 is wanted")
+    try:
+        number = float(text)
+    except ValueError:
+        number = 0.0
+    if not 0 < number <= _MOST:
+        raise argparse.ArgumentTypeError(f"{text}: a number above 0, and not above {_MOST:,}, is wanted")
     return number
 
 

@@ -61,6 +61,10 @@ MACHINES = {
 }
 
 
+SHARES = ("efficiency", "link_efficiency", "hbm_efficiency", "overlap", "filled", "fragments")
+"""Fields of Assumed that are at most 1."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Assumed:
     """What no data sheet says. Change them once a run has told better."""

@@ -13,8 +13,8 @@ from megatron_most.config import RunConfig, from_command_line
 from megatron_most.errors import ConfigError, LayoutError
 from megatron_most.model import core_config
 from megatron_most.plan import describe
-from megatron_most.plan.command import seconds_of
-from megatron_most.plan.machine import GIB, MACHINES, Assumed, Machine
+from megatron_most.plan.command import LEAVE_OUT, seconds_of
+from megatron_most.plan.machine import GIB, MACHINES, SHARES, Assumed, Machine
 from megatron_most.plan.measured import compare, describe_measured, table, write_report
 from megatron_most.plan.prediction import Cluster, Prediction, cost_of
 from megatron_most.plan.ranking import Found, facts_for, for_planning, predict_recipe, search, without_refused_by
@@ -32,6 +32,9 @@ def plan_run(chosen: argparse.Namespace, words: Sequence[str]) -> int:
         return 0
     if chosen.measured:
         return _measured(chosen, words, assumed)
+    for flag, value in (("--report", chosen.report), ("--leave-out", chosen.leave_out)):
+        if value is not None:
+            raise ConfigError(flag, value, "it is for --measured", "name the runs: plan.py --measured RUN...")
     config = _config(chosen, words)
     cluster = Cluster(nodes=chosen.nodes, gpus=chosen.gpus, machine=_machine(chosen))
     facts = facts_for(cluster, core_version())
@@ -74,10 +77,11 @@ def _require_room(storage: Storage, quota: float | None) -> None:
 def _measured(chosen: argparse.Namespace, words: Sequence[str], assumed: Assumed) -> int:
     if words:
         raise ConfigError("--measured", words[0], "the recipe is that of the runs", "leave fields of a recipe out")
-    pairs = compare(chosen.measured, _machine(chosen), assumed, chosen.leave_out)
+    left_out = chosen.leave_out or LEAVE_OUT
+    pairs = compare(chosen.measured, _machine(chosen), assumed, left_out)
     if chosen.report is not None:
-        write_report(pairs, chosen.report, chosen.leave_out)
-    _say([*describe_measured(pairs, chosen.leave_out), "", *table(pairs)])
+        write_report(pairs, chosen.report, left_out)
+    _say([*describe_measured(pairs, left_out), "", *table(pairs)])
     return 0
 
 
@@ -154,6 +158,10 @@ def _assumed(words: Sequence[str]) -> Assumed:
             raise ConfigError("--assume", word, "no number follows", f"write {name}={known[name]}") from None
         if not 0 <= values[name] < float("inf") or (not values[name] and known[name]):
             raise ConfigError("--assume", word, "not a number above 0", f"write {name}={known[name]}")
+        if name in SHARES and values[name] > 1:
+            raise ConfigError("--assume", word, "a share is at most 1", f"write {name}={known[name]}")
+        if name == "imbalance" and values[name] < 1:
+            raise ConfigError("--assume", word, "the busiest rank has at least the mean", f"write {name}={known[name]}")
     return Assumed(**values)
 
 

@@ -171,10 +171,10 @@ def test_settings_may_read_variables_that_are_not_set(place: Path) -> None:
     """As `module load` does, and who adds to LD_LIBRARY_PATH; our own scripts go on without that."""
     lines = [f"export MOST_PYTHON={shlex.quote(sys.executable)}", "export LIBS=/opt/lib:$NOT_SET_ANYWHERE"]
     (place / "their.env").write_text("\n".join(lines))
-    command = ["bash", str(place / "clone" / "launch" / "convert.sh"), "--dry-run", "inspect", "x"]
+    command = ["bash", str(place / "clone" / "launch" / "convert.sh"), "--dry-run", "inspect", "--path", "x"]
     env = {**os.environ, "MOST_CLUSTER_ENV": str(place / "their.env")}
     done = subprocess.run(command, capture_output=True, text=True, env=env)
-    assert done.returncode == 0 and "tools/convert_ckpt.py inspect x" in done.stdout, done.stderr
+    assert done.returncode == 0 and "tools/convert_ckpt.py inspect --path x" in done.stdout, done.stderr
 
 
 @pytest.mark.parametrize("jobs", [2, 60_000])
@@ -259,7 +259,8 @@ def calls(called: Path) -> list[list[str]]:
 
 
 def test_shards_become_an_array_and_a_merge_behind_it(place: Path, queue: tuple[Path, str]) -> None:
-    words = ["--partition=cpu", "--", "build", "--task", "asr", "--out", f"{place}/sets/asr/big"]
+    needs = ["--manifest", "m", "--units", "u", "--tokenizer", "t"]
+    words = ["--partition=cpu", "--", "build", "--task", "asr", *needs, "--out", f"{place}/sets/asr/big"]
     done = launch(place, "prepare_data.sh", "submit", "64", *words, PATH=queue[1])
     assert done.stdout == "77 build\n78 merge\n", done.stderr
     array, merge = calls(queue[0])
@@ -327,14 +328,15 @@ def test_an_evaluation_is_a_process_a_gpu_of_the_model_of_phase_2(place: Path) -
     own = ["--model", f"{runs}/stage2-tiny", "--out", f"{runs}/evaluate", "--device", "gpu"]
     assert ranks[-9:] == ["nll", "--dataset", f"{place}/sets/asr/train", *own]
     (place / "sets" / "tokenizer").mkdir()
-    [ranks] = commands(launch(place, "evaluate.sh", "--dry-run", "nll", "--model", "/run", **usual(place)))
+    [ranks] = commands(launch(place, "evaluate.sh", "--dry-run", "nll", "--model", "/run", "--dataset", "/d",
+                              **usual(place)))  # fmt: skip
     assert ranks[ranks.index("--tokenizer") + 1] == f"{place}/sets/tokenizer"
-    given = ["asr", "--model", "/m", "--out", "/o", "--device", "cpu"]
+    given = ["nll", "--model", "/m", "--out", "/o", "--device", "cpu", "--dataset", "/d"]
     (place / "hf").mkdir()
     (place / "hf" / "config.json").write_text("{}")
     given[2] = str(place / "hf")  # which has a tokenizer of its own
     [ranks] = commands(launch(place, "evaluate.sh", "--dry-run", *given, **usual(place)))
-    assert ranks[-7:] == given
+    assert ranks[-9:] == given
     done = launch(place, "evaluate.sh", "asr", **usual(place, MOST_RUNS=runs))
     assert done.returncode == 2 and f"{runs}/stage2-tiny is not done: finish phase 2, or name the model" in done.stderr
     none = launch(place, "evaluate.sh", **usual(place))
@@ -354,7 +356,7 @@ def test_scaling_is_a_run_for_each_number_of_nodes_and_a_report_behind_all(
         assert run[-4:] == ["--checkpoint.every", "0", "--checkpoint.folder", f"{place}/runs/scaling/nodes-{count}"]
         assert run.index("50") < run.index("30"), "words of the user win"
     assert report[1:3] == ["--dependency=afterok:77:78:79", "--kill-on-invalid-dep=yes"]
-    assert report[3:] == [f"{place}/clone/launch/scaling.sh", "report", "1", "2", "4"]
+    assert report[3:] == ["--partition=gpu", f"{place}/clone/launch/scaling.sh", "report", "1", "2", "4"]
     for wrong, said in (
         (["submit", "2"], "two numbers of nodes at least"),
         (["1", "2"], "usage: scaling.sh submit"),
@@ -363,6 +365,98 @@ def test_scaling_is_a_run_for_each_number_of_nodes_and_a_report_behind_all(
         refused = launch(place, "scaling.sh", *wrong, **env)
         assert refused.returncode == 2 and said in refused.stderr
     assert len(calls(queue[0])) == 4
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "said"),
+    [
+        ("evaluate.sh", ["--dry-run", "asr2", "--model", "/m"], "asr2"),
+        ("evaluate.sh", ["--dry-run", "asr", "--model", "/m"], "asr needs it"),
+        ("evaluate.sh", ["--dry-run", "nll", "--model", "/m", "--dataset", "/d", "--limitt", "3"], "--limitt"),
+        ("prepare_data.sh", ["--dry-run", "unitz"], "unitz"),
+        ("prepare_data.sh", ["submit", "4", "--", "units", "--manifests", "m", "--out", "u"], "--manifests"),
+        ("convert.sh", ["--dry-run", "imports", "--source", "/m", "--out", "/o"], "imports"),
+        ("convert.sh", ["--dry-run", "import", "--source", "/m"], "--out"),
+    ],
+)
+def test_words_that_a_tool_would_refuse_need_no_queue(
+    place: Path, queue: tuple[Path, str], script: str, words: list[str], said: str
+) -> None:
+    done = launch(place, script, *words, **usual(place, PATH=queue[1]))
+    assert done.returncode == 2 and said in done.stderr and not done.stdout, done.stderr
+    assert not queue[0].exists()
+
+
+def test_a_chain_with_unknown_tasks_is_not_submitted(place: Path, queue: tuple[Path, str]) -> None:
+    env = usual(place, MOST_STAGES="stage1 evaluate", PATH=queue[1])
+    done = launch(place, "pipeline.sh", "--nodes=1", "--", *TINY, "--", "swugy", "--zerospeech", "z", **env)
+    assert done.returncode == 2 and "swugy" in done.stderr and "nothing was submitted" in done.stderr
+    assert not queue[0].exists()
+
+
+@pytest.mark.parametrize("stages", ["stage2 stage1", "stage1 stage1", "stage1 convert", "evaluate stage2"])
+def test_stages_have_an_order(place: Path, queue: tuple[Path, str], stages: str) -> None:
+    words = ["--nodes=1", "--", *TINY, *(["--", "nll", "--dataset", "/d"] if "evaluate" in stages else [])]
+    done = launch(place, "pipeline.sh", *words, **usual(place, MOST_STAGES=stages, MOST_HF_MODEL="/h", PATH=queue[1]))
+    assert done.returncode == 2 and "the order is convert, stage1, stage2, evaluate" in done.stderr, done.stderr
+    assert not queue[0].exists()
+
+
+def test_jobs_of_one_process_get_the_place_that_the_user_names(place: Path, queue: tuple[Path, str]) -> None:
+    """A conversion and a report ask for no eight GPUs, but they run on the partition and are paid by the account."""
+    options = ["--partition=big", "-A", "lab", "--gpus-per-node=4", "--ntasks-per-node=4", "-qlong"]
+    env = usual(place, MOST_STAGES="convert stage1", MOST_HF_MODEL="/h", MOST_BACKBONE=f"{place}/b", PATH=queue[1])
+    done = launch(place, "pipeline.sh", *options, "--", *TINY, **env)
+    assert done.returncode == 0, done.stderr
+    convert, stage1 = calls(queue[0])
+    assert convert == ["--parsable", "--partition=big", "-A", "lab", "-qlong", f"{place}/clone/launch/convert.sh"]
+    assert options == stage1[3 : 3 + len(options)]
+    done = launch(place, "scaling.sh", "submit", "1", "2", *options, "--", *TINY, **usual(place, PATH=queue[1]))
+    assert done.returncode == 0, done.stderr
+    report = calls(queue[0])[-1]
+    assert report[3:7] == ["--partition=big", "-A", "lab", "-qlong"] and "--gpus-per-node=4" not in report
+
+
+@pytest.mark.parametrize(
+    ("script", "word"),
+    [
+        ("stage1_asr_tts.sh", "--partition=gpu"), ("stage1_asr_tts.sh", "--time"), ("stage2_instruct.sh", "-N"),
+        ("evaluate.sh", "--gres=gpu:8"), ("convert.sh", "--mem=200G"), ("prepare_data.sh", "--account=lab"),
+        ("stage1_asr_tts.sh", "--nodes"),
+    ],
+)  # fmt: skip
+def test_options_of_sbatch_behind_the_script_are_told_where_to_go(place: Path, script: str, word: str) -> None:
+    done = launch(place, script, "--dry-run", *TINY, word, **usual(place))
+    assert done.returncode == 2 and f"{word} is an option of sbatch: it goes before the script's name" in done.stderr
+
+
+@pytest.mark.parametrize("script", [path for path in SCRIPTS if path.name not in ("common.sh", "rank.sh")],
+                         ids=lambda path: path.name)  # fmt: skip
+def test_every_script_says_what_it_is_for(place: Path, script: Path) -> None:
+    done = launch(place, script.name, "--help")
+    assert done.returncode == 0 and done.stdout.strip() and "#" not in done.stdout, done.stdout
+    assert not done.stderr
+
+
+def test_a_machine_that_the_planner_does_not_know_stops_no_report_behind_days_of_runs(
+    place: Path, queue: tuple[Path, str]
+) -> None:
+    env = usual(place, MOST_MACHINE="b9000", PATH=queue[1])
+    done = launch(place, "scaling.sh", "submit", "1", "2", "--", *TINY, **env)
+    assert done.returncode == 2 and "MOST_MACHINE=b9000" in done.stderr and not queue[0].exists()
+
+
+def test_braces_in_the_folder_of_runs_are_told(place: Path) -> None:
+    done = launch(place, "stage1_asr_tts.sh", "--dry-run", *TINY, **usual(place, MOST_RUNS=f"{place}/a{{b}}"))
+    assert done.returncode == 2 and "MOST_RUNS=" in done.stderr and "braces" in done.stderr
+
+
+def test_more_ranks_than_gpus_are_refused_before_an_attempt_is_opened(place: Path) -> None:
+    env = usual(place, MOST_RUNS=f"{place}/runs", SLURM_JOB_ID="7", SLURM_GPUS_ON_NODE="4")
+    words = ["--train.steps", "3"]
+    done = launch(place, "stage1_asr_tts.sh", *words, SLURM_NTASKS_PER_NODE="8", **env)
+    assert done.returncode == 2 and "8 ranks a node, and Slurm has granted 4 GPUs" in done.stderr, done.stderr
+    assert not (place / "runs").exists()
 
 
 def test_a_rank_leaves_its_code_and_a_wished_stop_is_no_failure(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from megatron_most.jobs.links import measure_links, rounds
 from megatron_most.runtime import Ranks
 from tests.harness import run_ranks
 
-GOOD = dict(zip(FIELDS, ["0", "NVIDIA H100", "570.86", "81559", "4", "0", *["Not Active"] * 3], strict=True))
+GOOD = dict(zip(FIELDS, ["0", "NVIDIA H100", "570.86", "81559", "4", "0", *["Not Active"] * 4], strict=True))
 NODES = ["n1", "n2", "n3"]
 
 
@@ -103,6 +103,7 @@ def test_what_no_node_has_is_the_fault_of_all() -> None:
     [
         ({"ecc.errors.uncorrected.volatile.total": "3"}, "GPU 0 has 3 uncorrected memory errors"),
         ({"clocks_throttle_reasons.hw_thermal_slowdown": "Active"}, "GPU 0 is slowed down (hw_thermal_slowdown)"),
+        ({"clocks_throttle_reasons.sw_thermal_slowdown": "Active"}, "GPU 0 is slowed down (sw_thermal_slowdown)"),
         ({"memory.used": "40000"}, "another process is on it"),
         ({"ecc.errors.uncorrected.volatile.total": "[Unknown Error]"}, "answers '[Unknown Error]' to ecc.errors"),
         ({"ecc.errors.uncorrected.volatile.total": "nan"}, "answers 'nan' to ecc.errors"),
@@ -115,6 +116,14 @@ def test_a_sick_gpu_is_told_from_what_nvidia_smi_prints(tmp_path: Path, change: 
     answer = ask_gpus(program(tmp_path, said([{**GOOD, **change}, {**GOOD, "index": "1"}])))
     [fault] = find_faults(answer["gpus"], wanted=2)
     assert words in fault
+
+
+@pytest.mark.parametrize("harm", ["!!!!", "QUJD", ""], ids=["no base64", "no zlib", "empty"])
+def test_a_line_that_arrives_broken_is_a_node_that_has_said_nothing(harm: str) -> None:
+    """srun mixes what nodes write at once, where lines are long; the verdict still names that node."""
+    good, bad = as_lines(node("n1")), as_lines(node("n2"))
+    bad[0] = " ".join([*bad[0].split(" ")[:4], harm])
+    assert [item["node"] for item in from_lines([*good, *bad])] == ["n1"]
 
 
 def test_gpus_of_other_jobs_on_a_shared_node_are_not_looked_at(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -195,9 +195,20 @@ def test_the_command_tells_layouts_cost_and_reasons(capsys: pytest.CaptureFixtur
         (["--time-limit", "soon", "--explain", "recipe"], ConfigError, "not a time"),
         (["--assume", "speed=3"], ConfigError, "no such assumption"),
         (["--assume", "efficiency=much"], ConfigError, "no number"),
+        (["--assume", "efficiency=5"], ConfigError, "a share is at most 1"),
+        (["--assume", "imbalance=0.5"], ConfigError, "at least the mean"),
+        (["--report", "x.md"], ConfigError, "it is for --measured"),
+        (["--leave-out", "3"], ConfigError, "it is for --measured"),
         (["--explain", "0"], ConfigError, "neither a number"),
     ],
 )
 def test_the_command_refuses_in_words(words: list[str], error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         run_plan(words)
+
+
+@pytest.mark.parametrize("words", ["--nodes abc", "--nodes 0", "--memory 1e9", "--peak much", "--memory nan"])
+def test_a_number_that_cannot_be_is_told_with_what_is_wanted(words: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        run_plan(words.split())
+    assert f"{words.split()[1]}: a" in capsys.readouterr().err
