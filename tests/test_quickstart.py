@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import signal
 import subprocess
@@ -28,7 +29,7 @@ import demo  # noqa: E402  (a folder of scripts, as it is when demo.py is run)
 import speech  # noqa: E402
 from corpus import Corpus, write_corpus  # noqa: E402
 from domain import PHRASES, sentences, words  # noqa: E402
-from figures import summarise  # noqa: E402
+from figures import players, summarise  # noqa: E402
 from recipes import write_recipes  # noqa: E402
 from steps import Steps  # noqa: E402
 
@@ -145,8 +146,32 @@ def test_a_figure_that_is_missing_is_named(tmp_path: Path) -> None:
         summarise(tmp_path, {}, "ci")
 
 
-def start(out: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-u", str(QUICKSTART / "demo.py"), "--scale", "ci", "--out", str(out)]
+def test_players_say_what_is_heard(tmp_path: Path) -> None:
+    audio = tmp_path / "evaluation/spoken/audio/animals-own-test"
+    audio.mkdir(parents=True)
+    (tmp_path / "evaluation/spoken/tts-animals-own-test").mkdir()
+    heard = {"real": "two cats run", "resynthesised": "two cats", "generated": ""}
+    lines = [{"id": f"animals-test-000{at}", "reference": f"two {at}", "heard": heard} for at in (4, 1)]
+    records = tmp_path / "evaluation/spoken/tts-animals-own-test/records.jsonl"
+    records.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    recording, again, said = players(tmp_path).items()
+    assert recording[1] == tmp_path / "corpus/test/0001.wav" and "“two 1”" in recording[0]
+    assert again == ("“two 1”, its units, spoken again; the judge hears “two cats”",
+                     audio / "resynthesised/animals-test-0001.wav")  # fmt: skip
+    assert said[1] == audio / "animals-test-0001.wav" and said[0].endswith("the judge hears “nothing”")
+
+
+@needs_flite
+def test_a_file_where_the_folder_should_be_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    command = [sys.executable, str(QUICKSTART / "demo.py"), "--scale", "ci", "--out", str(tmp_path / "file")]
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "not a folder" in done.stderr, done.stderr
+    assert (tmp_path / "file").read_text() == "mine"
+
+
+def start(out: Path, *words: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-u", str(QUICKSTART / "demo.py"), "--scale", "ci", "--out", str(out), *words]
     pipe, env = subprocess.PIPE, without_network(out.parent / "guard")
     return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=env)
 
@@ -169,12 +194,21 @@ def test_the_whole_demo_runs_in_small_and_again_does_nothing(unbroken: tuple[Pat
     summary = json.loads((out / "summary.json").read_text())
     assert summary["items"]["asr/animals/test"] == demo.SCALES["ci"].corpus.test and summary["minutes"] > 0
     assert 0 <= summary["asr_wer"] and "Word errors" in (out / "report.html").read_text()
-    assert said.count("\n$ ") == demo.NUM_STEPS and f"[{demo.NUM_STEPS}/{demo.NUM_STEPS}]" in said
+    numbers = re.findall(rf"^\[(\d+)/{demo.NUM_STEPS}\] ", said, re.M)
+    assert numbers == [str(number + 1) for number in range(demo.NUM_STEPS)]
+    own = len(re.findall(r"^\[.*\] (speech|recipes)$", said, re.M))
+    assert own == 2 and len(re.findall(r"^\[.*\] [\w-]+\n\$ ", said, re.M)) == demo.NUM_STEPS - own, "echoed"
+    assert "the judge hears" in (out / "report.html").read_text()
     write_atomically(out / "summary.json", "gone")
     again = start(out)
     told, _ = again.communicate(timeout=100)
     assert again.returncode == 0 and told.count("done before") == demo.NUM_STEPS
     assert json.loads((out / "summary.json").read_text()) == summary
+    recipe = (out / "phase1.toml").read_text()
+    longer = start(out, "--steps", "9", "2")
+    told, _ = longer.communicate(timeout=100)
+    assert longer.returncode == 2 and "recipes was made by another command or other settings" in told
+    assert (out / "phase1.toml").read_text() == recipe, "of the run that is there"
 
 
 @pytest.mark.slow

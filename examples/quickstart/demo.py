@@ -17,11 +17,12 @@ from pathlib import Path
 
 import speech
 from corpus import Corpus, write_corpus
-from figures import finish
+from figures import finish, players
 from recipes import write_recipes
 from steps import RANKS, ROOT, Steps, require_room
 
 from megatron_most.checkpoint import RECIPE
+from megatron_most.errors import DataError
 from megatron_most.runtime import claim, run_command
 
 TEMPLATES = Path(__file__).resolve().with_name("templates.toml")
@@ -49,7 +50,7 @@ SCALES = {
     ),
     "ci": Scale(Corpus(train=30, phrases=0, test=6, unseen=2, stories=2, asked=20, texts=60), 32, (4, 2), 2),
 }
-NUM_STEPS = 40
+NUM_STEPS = 41
 
 
 def main() -> None:
@@ -63,6 +64,8 @@ def main() -> None:
     scale = SCALES[args.scale]
     if args.steps:
         scale = replace(scale, steps=tuple(args.steps))
+    if args.out.exists() and not args.out.is_dir():
+        raise DataError(f"{args.out}: not a folder; give --out another name")
     args.out.mkdir(parents=True, exist_ok=True)
     with claim(args.out):
         steps = Steps(args.out, NUM_STEPS)
@@ -133,7 +136,8 @@ def train(steps: Steps, out: Path, scale: Scale) -> None:
     steps.command("base", "examples/quickstart/base.py", "--tokenizer", tokenizer, "--out", hf, makes=hf)
     groups = ["--groups", "text: 0-3", "audio: 4-7", "--token-map", tokenizer / "token_map.json"]
     steps.command("import", CONVERT, "import", "--source", hf, *groups, "--out", base, makes=base)
-    write_recipes(out, scale.steps, RECIPE, RANKS)
+    steps.own("recipes", {"steps": scale.steps}, "a recipe for each phase",
+              lambda: write_recipes(out, scale.steps, RECIPE, RANKS))  # fmt: skip
     for phase in ("phase1", "phase2"):
         steps.command(phase, "tools/train.py", "--config", out / f"{phase}.toml", ranks=RANKS)
 
@@ -166,12 +170,7 @@ def use(steps: Steps, out: Path) -> None:
     steps.command("listen", "tools/generate.py", *common, *heard)
     ours = ["--model", out / "runs" / "phase2", "--tokenizer", out / "tokenizer", *common[2:]]
     steps.command("routing", "tools/generate.py", *ours, *heard, "--routing", out / "routing.json")
-    [folder] = (out / "evaluation" / "spoken" / "audio").iterdir()
-    name = min(path.name for path in folder.glob("*.wav"))
-    real = out / "corpus" / "test" / name.rpartition("-")[2]
-    sides = {"a recording of the test": real, "its units, spoken again": folder / "resynthesised" / name,
-             "the model says the same sentence": folder / name}  # fmt: skip
-    sounds = [f"{title}={path}" for title, path in sides.items()]
+    sounds = [f"{label}={path}" for label, path in players(out).items()]
     runs = [out / "runs" / phase for phase in ("phase1", "phase2")]
     beside = ["--evaluation", out / "evaluation", "--sound", *sounds, "--routing", out / "routing.json"]
     beside += ["--ablation", ABLATION] if ABLATION.exists() else []

@@ -68,11 +68,31 @@ def summarise(out: Path, seconds: Mapping[str, float], scale: str) -> dict[str, 
             "items": items, "seconds": dict(seconds)}  # fmt: skip
 
 
+def players(out: Path) -> dict[str, Path]:
+    """What can be heard on the page: the first sentence that was spoken for the judge, and what it heard of it."""
+    [folder] = (out / "evaluation" / "spoken" / "audio").iterdir()
+    lines = (
+        (out / "evaluation" / "spoken" / f"tts-{folder.name}" / "records.jsonl")
+        .read_text(encoding="utf-8")
+        .splitlines()
+    )
+    first = min((json.loads(line) for line in lines), key=lambda record: record["id"])
+    name, heard = f"{first['id']}.wav", first["heard"]
+    sides = {
+        "a recording of the test": ("real", out / "corpus" / "test" / name.rpartition("-")[2]),
+        "its units, spoken again": ("resynthesised", folder / "resynthesised" / name),
+        "the model says it": ("generated", folder / name),
+    }
+    said = f"“{first['reference']}”, {{}}; the judge hears “{{}}”"
+    return {said.format(what, heard[side] or "nothing"): path for what, (side, path) in sides.items()}
+
+
 def _rate(result: dict[str, Any], name: str) -> float:
     return float(result["scores"][name]["value"])
 
 
 def _sentences(out: Path) -> int:
-    """Distinct ones that were spoken for training."""
+    """Distinct ones that were spoken for training; phrases, single words and questions are not counted."""
     lines = (out / "corpus" / "train.jsonl").read_text(encoding="utf-8").splitlines()
-    return len({json.loads(line)["text"] for line in lines})
+    rows = [json.loads(line) for line in lines]
+    return len({row["text"] for row in rows if row["id"].startswith("train-")})

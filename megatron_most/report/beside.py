@@ -26,6 +26,7 @@ _TEXT_TASKS = ("asr", "speech-instruct", "text-instruct")  # whose answers are w
 _SHARES = {"wer", "cer", "accuracy", "acc", "exist_match", "exact_match", "pass@1"}
 _PALETTE = tuple(f"s{n}" for n in range(1, 11))
 _MARK = "[Hu"
+_PLAIN = str.maketrans("｜▁", "|_")  # of special tokens' names: few fonts have these
 
 
 @dataclass(frozen=True)
@@ -165,7 +166,8 @@ def read_routing(path: Path) -> Routing:
             cells = [sorted(experts[at]) for experts in found["experts"]]
             variables = {_PALETTE[names.index(owner[expert])] for cell in cells for expert in cell}
             words = [" ".join(map(str, cell)) for cell in cells]
-            rows.append(Routed(str(token["says"]), str(token["tag"]), words, min(variables, default="muted")))
+            says, colour = str(token["says"]).translate(_PLAIN), min(variables, default="muted")
+            rows.append(Routed(says, str(token["tag"]), words, colour))
         return Routing([str(layer) for layer in found["layers"]], rows)
     except (ValueError, TypeError, KeyError, IndexError, AttributeError) as error:
         raise DataError(f"{path}: cannot be read as routing ({error}); write it again") from error
