@@ -51,6 +51,9 @@ def test_heads_are_turned_as_core_turns_them(kind: str, precision: str) -> None:
     assert found and all(found)
 
 
+PATH = ("dispatch_preprocess", "token_dispatch", "dispatch_postprocess", "combine_preprocess", "token_combine")
+
+
 def both_ways(ranks: Ranks) -> list[bool]:
     with opened(ranks, "mla", {"model.num_layers": 2}) as model:
         layer = next(module for module in model.modules() if isinstance(module, MoELayer))
@@ -59,7 +62,7 @@ def both_ways(ranks: Ranks) -> list[bool]:
         planes = torch.zeros(1, 16, NUM_PLANES, dtype=torch.bool)
         planes[:, ::3, 1] = True  # both modalities
         results = []
-        for names in ((), ("dispatch_postprocess", "combine_preprocess")):
+        for names in ((), PATH):
             for name in names:  # Core's own, with its copies
                 setattr(dispatcher, name, getattr(MoEAlltoAllTokenDispatcher, name).__get__(dispatcher))
             given = rows.clone().requires_grad_()
@@ -69,6 +72,6 @@ def both_ways(ranks: Ranks) -> list[bool]:
         return [torch.equal(one, other) for one, other in zip(*results, strict=True)]
 
 
-def test_rows_that_need_no_second_sorting_get_none() -> None:
+def test_rows_that_go_to_no_other_rank_are_sorted_once_and_sent_nowhere() -> None:
     [found] = run_ranks(both_ways, 1)
     assert len(found) > 10 and all(found)
