@@ -24,6 +24,7 @@ from megatron_most.speech.effects import (
     coloured_noise,
     in_band,
     in_room,
+    load,
     louder,
     room_response,
     through_codec,
@@ -100,6 +101,7 @@ class Augmenter:
             raise ConfigError("data.augment", {}, "nothing is switched on", 'extend "parts/augment", or give a noise')
         for kind in _KINDS:
             getattr(augmentation, kind).require_there(base)
+        load()
 
     def pace(self, key: Key) -> float:
         """How many times faster the sample will be: speed times tempo."""

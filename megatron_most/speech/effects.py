@@ -7,6 +7,7 @@ full scale: `within_scale` is for the end. What draws takes a generator and noth
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
 from typing import Literal
@@ -20,6 +21,14 @@ FULL = 0.99
 _LOWEST_HZ = 20.0
 _ECHO_BEGINS_S = 0.002
 OPUS_RATES = (8000, 12000, 16000, 24000, 48000)
+
+
+def load() -> None:
+    """Import what effects use, in the thread that opens them: of threads that import scipy's parts at the same time,
+    one can find half of it.
+    """
+    for name in ("av.filter", "scipy.fft", "scipy.signal", "soundfile", "soxr"):
+        importlib.import_module(name)
 
 
 def stretched(count: int, factor: float) -> int:

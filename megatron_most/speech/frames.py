@@ -124,6 +124,7 @@ class MfccFrames:
             stack=1, sample_rate=SAMPLE_RATE, frame_s=frame_s,
         )  # fmt: skip
         self.min_samples = min_samples(frame_s)
+        import scipy.fft  # noqa: F401  (threads will make frames: see effects.load)
 
     def num_frames(self, num_samples: int) -> int:
         return max(0, (1 + (num_samples - _WINDOW) // _HOP) // self._per_frame)

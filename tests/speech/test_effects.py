@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import itertools
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -15,6 +19,7 @@ from megatron_most.speech import effects as fx
 from megatron_most.speech.sound_sets import list_sounds
 from tests.data_files import RATE, sound
 
+ROOT = Path(__file__).resolve().parents[2]
 SECONDS = np.arange(2 * RATE) / RATE
 TONE = (0.3 * np.sin(2 * np.pi * 440 * SECONDS)).astype(np.float32)
 
@@ -253,3 +258,29 @@ def test_a_setting_that_cannot_be_is_refused_by_name(settings: dict[str, object]
     with pytest.raises(ConfigError) as caught:
         check_augment(AugmentConfig(**settings))  # type: ignore[arg-type]
     assert caught.value.field == f"data.augment.{field}"
+
+
+_ALL_AT_ONCE = """
+import sys, threading
+from concurrent.futures import ThreadPoolExecutor
+import numpy as np
+from megatron_most.config import AugmentConfig
+from megatron_most.speech import Augmenter, FrameSettings, open_augmentation, open_frames
+
+frames = open_frames(FrameSettings(kind="mfcc"))
+every = {name: 1.0 for name in ("speed", "tempo", "room", "noise", "band", "mulaw", "mp3", "opus", "volume")}
+change = Augmenter(open_augmentation(AugmentConfig(**every))[0])
+before, main = set(sys.modules), threading.main_thread()
+wave = np.random.default_rng(0).standard_normal(16000).astype(np.float32) / 9
+with ThreadPoolExecutor(8) as pool:
+    made = list(pool.map(lambda at: frames([change(wave, (at,), 16000)])[0], range(8)))
+assert len(made) == 8 and len({len(one) for one in made}) > 1
+print(sorted(name for name in set(sys.modules) - before if name.split(".")[0] in ("scipy", "av", "soxr", "soundfile")))
+"""
+
+
+def test_threads_import_nothing_heavy_at_the_same_time() -> None:
+    """Of eight that imported parts of scipy at once, one found half of it, in every second start."""
+    command = [sys.executable, "-c", _ALL_AT_ONCE]
+    done = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": str(ROOT)})
+    assert (done.returncode, done.stdout.strip()) == (0, "[]"), done.stderr[-2000:]
