@@ -27,7 +27,8 @@ from tests.config.runs import leaves
 
 LARGE = ("most-16b", "most-3b-dense", "most-3b-upcycled", "no-shared", "vanilla-moe", "stage1-asr-tts",
          "stage2-instruct", "most-c-16b", "stage1-most-c", "stage2-most-c", "stage2-most-c-augmented",
-         "stage1-vanilla-moe", "stage2-vanilla-moe", "stage1-no-shared", "stage2-no-shared")  # fmt: skip
+         "stage1-vanilla-moe", "stage2-vanilla-moe", "stage1-no-shared", "stage2-no-shared",
+         "stage1-uneven", "stage2-uneven")  # fmt: skip
 ONE_NODE = Facts(world_size=8, device="gpu", core_version=(0, 16))
 Write = Callable[..., Path]
 
@@ -81,15 +82,25 @@ def test_every_backbone_ships_large_mini_and_tiny_with_each_ablation() -> None:
         *(f"most-{size}-{kind}" for size in ("mini", "tiny") for kind in ("dense", "upcycled")),
         *(f"{kind}{size}" for kind in ("no-shared", "vanilla-moe") for size in ("", "-mini", "-tiny")),
         *("stage1-asr-tts", "stage2-instruct", "stage1-tiny", "stage2-tiny"),
-        *("most-c-16b", "most-c-tiny", "stage1-most-c", "stage2-most-c", "stage2-most-c-augmented"),
-        *(f"stage{n}-{kind}{size}" for n in (1, 2) for kind in ("no-shared", "vanilla-moe") for size in ("", "-tiny")),
+        *("most-c-16b", "most-c-tiny"),
+        *(
+            f"{name}{size}"
+            for name in ("stage1-most-c", "stage2-most-c", "stage2-most-c-augmented")
+            for size in ("", "-tiny")
+        ),
+        *(
+            f"stage{n}-{kind}{size}"
+            for n in (1, 2)
+            for kind in ("no-shared", "vanilla-moe", "uneven")
+            for size in ("", "-tiny")
+        ),
     }
 
 
 def test_most_c_is_most_with_a_projector() -> None:
     for ours, theirs in (
         ("most-c-16b", "most-16b"), ("most-c-tiny", "most-tiny"), ("stage1-most-c", "stage1-asr-tts"),
-        ("stage2-most-c", "stage2-instruct"),
+        ("stage2-most-c", "stage2-instruct"), ("stage1-most-c-tiny", "stage1-tiny"), ("stage2-most-c-tiny", "stage2-tiny"),
     ):  # fmt: skip
         ours_without = replace(load_recipe(ours), {"model.wave_size": 0, "name": theirs})
         assert ours_without == load_recipe(theirs) and load_recipe(ours).model.wave_size in (39, 768)
@@ -213,8 +224,17 @@ def test_a_phase_of_an_ablation_is_the_phase_with_its_experts_alone_changed(kind
         assert ours.moe == dataclasses.replace(experts, **said) != theirs.moe
 
 
-def test_augmentation_of_frames_is_the_default_set_without_what_changes_their_number() -> None:
-    ours, theirs = load_recipe("stage2-most-c-augmented"), load_recipe("stage2-most-c")
+@pytest.mark.parametrize("size", ["", "-tiny"])
+def test_an_uneven_phase_is_the_phase_with_another_sharing_out(size: str) -> None:
+    for number, phase in ((1, "asr-tts"), (2, "instruct")):
+        ours, theirs = load_recipe(f"stage{number}-uneven{size}"), load_recipe(f"stage{number}{size or '-' + phase}")
+        moe = dataclasses.replace(ours.moe, groups=theirs.moe.groups)
+        assert dataclasses.replace(ours, moe=moe, name=theirs.name) == theirs and ours.moe != theirs.moe
+
+
+@pytest.mark.parametrize("size", ["", "-tiny"])
+def test_augmentation_of_frames_is_the_default_set_without_what_changes_their_number(size: str) -> None:
+    ours, theirs = load_recipe(f"stage2-most-c-augmented{size}"), load_recipe(f"stage2-most-c{size}")
     default = load_recipe("parts/augment").data.augment
     assert dataclasses.replace(default, speed=0.0, tempo=0.0) == ours.data.augment and ours.data.augment.is_on
     assert ours.data.spec_augment.is_on and not theirs.data.augment.is_on
