@@ -8,7 +8,7 @@ from megatron_most.runtime import write_atomically
 
 _PHASES = {  # task -> share of the documents
     "phase1": {"asr": 0.7, "tts": 0.25, "audio-lm": 0.02, "text-lm": 0.03},
-    "phase2": {"speech-instruct": 0.25, "text-instruct": 0.1, "asr": 0.3, "tts": 0.35},
+    "phase2": {"speech-instruct": 0.4, "text-instruct": 0.2, "asr": 0.2, "tts": 0.1, "text-lm": 0.1},
 }
 _BATCH = 4
 """Rows: many small steps teach a model of 1.8 M weights more than few large ones."""
