@@ -16,6 +16,8 @@ from typing import Any
 
 JIT = "megatron.core.jit"
 """Core's module with the decorator that its others take."""
+ROUTER = "megatron.core.transformer.moe.router"
+"""Since 0.19 this one takes torch's own, for a class that we do not use."""
 _is_eager = False
 
 
@@ -44,12 +46,12 @@ def compile_late(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Finder(importlib.abc.MetaPathFinder):
-    """Finds Core's module as Python would, and puts our decorator where torch's is."""
+    """Finds Core's modules as Python would, and puts our decorator where torch's is."""
 
     def find_spec(
         self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
     ) -> importlib.machinery.ModuleSpec | None:
-        if fullname != JIT:
+        if fullname not in (JIT, ROUTER):
             return None
         spec = importlib.machinery.PathFinder.find_spec(fullname, path)
         if spec is None or spec.loader is None:
@@ -59,8 +61,14 @@ class _Finder(importlib.abc.MetaPathFinder):
         def exec_module(module: ModuleType) -> None:
             import torch
 
-            run(module)
-            if module.jit_fuser is torch.compile:  # type: ignore[attr-defined]
+            kept = torch.compile
+            try:
+                if fullname == ROUTER:
+                    torch.compile = compile_late  # type: ignore[assignment]
+                run(module)
+            finally:
+                torch.compile = kept
+            if getattr(module, "jit_fuser", None) is torch.compile:
                 module.jit_fuser = compile_late  # type: ignore[attr-defined]
 
         spec.loader.exec_module = exec_module  # type: ignore[method-assign]
