@@ -62,6 +62,8 @@ def run_generate(args: Sequence[str] | None = None) -> None:
         checked_speaker(chosen.speaker, voice.num_speakers)
         sound_format(chosen.out)
     with open_any(chosen.model, layout=layout, device=chosen.device, precision=chosen.precision) as opened:
+        if chosen.trust_codec:
+            opened = opened.trusting(codec, voice)
         ears = open_ears(opened, codec, chosen.codec_model) if chosen.audio else None
         talker = Talker(
             opened,
@@ -116,6 +118,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="FOLDER",
         help="the HuBERT of the codec, or of the frames that a MoST-C model hears, where it has moved",
     )
+    add("--trust-codec", action="store_true", help="take units to be the model's where its folder does not say whose")
     add("--tokenizer", type=Path, help="of the model's data; exported folders have their own")
     add("--templates", help="by name or file; not given: those of the model's data")
     add("--trust-templates", action="store_true", help="take --templates though the model has learnt others")

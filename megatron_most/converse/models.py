@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +20,7 @@ from megatron_most.data.templates import Templates, load_templates, recorded_tem
 from megatron_most.errors import CheckpointError, DataError
 from megatron_most.generate import HfModel, LanguageModel, open_model
 from megatron_most.runtime import Device, Launch, Ranks, find_device, find_launch
+from megatron_most.speech import SpeechCodec, Vocoder
 from megatron_most.vocab import TokenMap
 
 CONFIG = "config.json"
@@ -37,6 +38,11 @@ class Opened:
     """The folder's own."""
     leads: bool = True
     """Whether this process speaks for all that hold the model."""
+
+    def trusting(self, codec: SpeechCodec | None, vocoder: Vocoder | None) -> Opened:
+        """Where its folder does not say whose units it has learnt: those of this codec, or of the vocoder's."""
+        identity = codec.identity if codec is not None else vocoder.codec if vocoder is not None else None
+        return self if identity is None else replace(self, made_with=self.made_with.trusting(identity))
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from megatron_most.data.dataset import load_info
@@ -90,6 +90,11 @@ class MadeWith:
 
     def require_codec(self, hash: str, name: str, where: str) -> None:
         """DataError unless speech of that codec is what the model at `where` has learnt."""
+        if self == MadeWith():
+            raise DataError(
+                f"{where}: does not say which codec made the units it has learnt from, so those of {name} may be "
+                "others; where you know that they are the same, give --trust-codec"
+            )
         if self.codec is None:
             raise DataError(f"{where}: has learnt from no units of speech, so it takes none; use text")
         if self.codec.hash != hash:
@@ -97,6 +102,10 @@ class MadeWith:
                 f"{name}: codec {hash[:12]}, but the model at {where} has learnt units of {self.codec.name} "
                 f"({self.codec.hash[:12]}): the same units would be other sounds; give that codec, and a vocoder of it"
             )
+
+    def trusting(self, codec: CodecIdentity) -> MadeWith:
+        """As said, or, where nothing is said at all, of that codec."""
+        return replace(self, codec=codec) if self == MadeWith() else self
 
     def require_tokenizer(self, identity: TokenizerIdentity, name: str, where: str) -> None:
         """DataError unless that tokenizer made the text that the model at `where` has learnt."""

@@ -70,6 +70,11 @@ class Setting:
     versions: dict[str, str]
     max_left_out: float = 0.0
     """The share of items that may be left out."""
+    limit: int | None = None
+    """Where only so many of the first items were asked for."""
+
+    def data(self, task: Task) -> dict[str, Any]:
+        return {**task.about.data, **({} if self.limit is None else {"limit": self.limit})}
 
 
 def run_task(task: Task, setting: Setting) -> Result:
@@ -80,7 +85,7 @@ def run_task(task: Task, setting: Setting) -> Result:
         "task": task.name,
         "model": setting.model["hash"],
         "precision": setting.model["precision"],
-        "data": dict(task.about.data),
+        "data": setting.data(task),
         "config": dict(task.about.config),
         "seeds": setting.seeds,
         "items": len(task),
@@ -220,7 +225,7 @@ def _score(
         items=len(good),
         left_out=dict(left_out),
         model=setting.model,
-        data={**about.data, **({"sounds": sounds.hash} if sounds.hash else {})},
+        data={**setting.data(task), **({"sounds": sounds.hash} if sounds.hash else {})},
         config=dict(about.config),
         seeds=setting.seeds,
         bootstrap={"samples": SAMPLES, "confidence": CONFIDENCE, "over": "items"},

@@ -115,7 +115,7 @@ class _Run:
         setting = Setting(
             out=self.options.out, model=self.facts, share=self.share, batch_size=self.options.batch_size,
             seeds={"generation": self.options.seed, "bootstrap": self.options.seed}, versions=self.versions,
-            max_left_out=self.options.max_left_out,
+            max_left_out=self.options.max_left_out, limit=self.options.data.limit,
         )  # fmt: skip
         return run_task(task, setting)
 

@@ -18,6 +18,8 @@ TEMPLATE = Path(__file__).with_name("pages") / "table.html.jinja"
 NOTHING, PARTIAL = "–", "*"
 _IN_PERCENT = {"wer", "cer", "accuracy", "acc", "exist_match", "exact_match", "pass@1"}
 _LESS_IS_BETTER = {"wer", "cer", "nll", "perplexity"}
+_JUDGES = ("whisper", "faster-whisper")
+"""Who heard the published numbers."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +53,7 @@ class Table:
     peers: tuple[str, ...]
     sections: tuple[Section, ...]
     facts: tuple[tuple[str, str, str, str], ...]
-    """Of each result: run, task, items, what was left out."""
+    """Of each result: run, task, items, what stands against comparing it."""
     models: tuple[tuple[str, str, str], ...]
     """Of each run: name, folder, hash."""
 
@@ -82,14 +84,14 @@ def make_table(runs: dict[str, list[Result]]) -> Table:
             task = next(
                 (task for task in sorted(results) if row.fits(task) and row.score in results[task].scores), None
             )
-            found.append(None if task is None else (results[task].scores[row.score], not results[task].left_out))
+            found.append(None if task is None else (results[task].scores[row.score], not _against(results[task])))
             shown.add((task or "", row.score))
         if any(found) or any(row.known.values()):
             sections.setdefault(row.section, []).append(_line(row.label, row.score, found, row.known))
     for line in _rest(of_run, shown):
         sections.setdefault("Other results", []).append(line)
     facts = tuple(
-        (name, result.task, f"{result.items:,}", _left_out(result))
+        (name, result.task, f"{result.items:,}", _against(result))
         for name, results in runs.items()
         for result in results
     )
@@ -107,7 +109,7 @@ def as_markdown(table: Table) -> str:
         lines += [_row([line.label, *map(_in_markdown, line.cells)]) for line in section.lines] + [""]
     lines += [_row(["run", "model", "hash"]), _row(["---"] * 3), *(_row(list(model)) for model in table.models), ""]
     if any(left for *_, left in table.facts):
-        lines += [f"{PARTIAL} some items were left out:", ""]
+        lines += [f"{PARTIAL} not to be compared as it stands:", ""]
         lines += [f"- {run}, {task}: {items} items, {left}" for run, task, items, left in table.facts if left] + [""]
     return "\n".join(lines)
 
@@ -138,7 +140,7 @@ def _rest(of_run: Sequence[dict[str, Result]], shown: set[tuple[str, str]]) -> l
     lines = []
     for task, score in sorted(names):
         found = [
-            (results[task].scores[score], not results[task].left_out)
+            (results[task].scores[score], not _against(results[task]))
             if task in results and score in results[task].scores
             else None
             for results in of_run
@@ -165,8 +167,15 @@ def _cell(found: tuple[Score, bool] | None, scale: float, best: float | None) ->
     return Cell(value + PARTIAL * (not is_whole), f"{low} to {high}", score.value == best)
 
 
-def _left_out(result: Result) -> str:
-    return ", ".join(f"{count} {reason}" for reason, count in sorted(result.left_out.items()))
+def _against(result: Result) -> str:
+    """Why it is no number to set beside others: items that are not in it, or a judge that nobody else has."""
+    said = [f"{count} {reason}" for reason, count in sorted(result.left_out.items())]
+    if (limit := result.data.get("limit")) is not None:
+        said.append(f"the first {limit} alone (--limit)")
+    judge = result.config.get("judge")
+    if isinstance(judge, dict) and judge.get("name") not in _JUDGES:
+        said.append(f"heard by {judge.get('name')} ({judge.get('model')})")
+    return ", ".join(said)
 
 
 def _in_markdown(cell: Cell) -> str:

@@ -196,9 +196,16 @@ def _same_job(folder: Path, job: Mapping[str, Any], remedy: str) -> None:
     wanted = json.loads(json.dumps(job))  # as a file gives it back: tuples are lists there
     for key in sorted({*found, *wanted}):
         if found.get(key) != wanted.get(key):
-            raise DataError(
-                f"{folder}: begun with {key} = {_short(found.get(key))}, now {_short(wanted.get(key))}; {remedy}"
-            )
+            name, before, now = _where(key, found.get(key), wanted.get(key))
+            raise DataError(f"{folder}: begun with {name} = {_short(before)}, now {_short(now)}; {remedy}")
+
+
+def _where(name: str, before: Any, now: Any) -> tuple[str, Any, Any]:
+    """The first value inside two that differ."""
+    while isinstance(before, dict) and isinstance(now, dict):
+        key = next(key for key in sorted({*before, *now}) if before.get(key) != now.get(key))
+        name, before, now = f"{name}.{key}", before.get(key), now.get(key)
+    return name, before, now
 
 
 def _short(value: Any) -> str:

@@ -45,7 +45,7 @@ def run_serve(args: Sequence[str] | None = None) -> None:
     with open_partner(
         chosen.model, tokenizer=chosen.tokenizer, codec=chosen.codec, vocoder=chosen.vocoder,
         templates=chosen.templates, device=chosen.device, name=chosen.name,
-        encoder=chosen.codec_model, trust_templates=chosen.trust_templates,
+        encoder=chosen.codec_model, trust_templates=chosen.trust_templates, trust_codec=chosen.trust_codec,
     ) as partner:  # fmt: skip
         app = make_app(partner, _protection(chosen, key))
         _log.info("%s: http://%s:%d  (Ctrl-C ends it)", partner.name, _shown(chosen.host), chosen.port)
@@ -68,6 +68,7 @@ def _parser() -> argparse.ArgumentParser:
     )  # fmt: skip
     add("--vocoder", type=Path, help="the folder of a vocoder for this codec: then it speaks")
     add("--templates", help="by name or file; default: those of the model's data")
+    add("--trust-codec", action="store_true", help="take units to be the model's where its folder does not say whose")
     add("--trust-templates", action="store_true", help="take --templates though the model has learnt others")
     add("--name", help="what the model is called; default: the folder's name")
     add("--device", choices=("auto", "cpu", "gpu"), default="auto")

@@ -74,6 +74,7 @@ class ModelPartner:
 def open_partner(
     model: Path, *, tokenizer: Path | None, codec: Path | None, vocoder: Path | None, templates: str | None,
     device: str, name: str | None, encoder: Path | None = None, trust_templates: bool = False,
+    trust_codec: bool = False,
 ) -> Iterator[ModelPartner]:  # fmt: skip
     """Everything is opened and proven to belong together before the first request.
 
@@ -82,6 +83,8 @@ def open_partner(
     units = load_codec(codec, model=encoder) if codec else None
     mouth = load_vocoder(vocoder) if vocoder else None
     with open_any(model, device=device) as opened:  # type: ignore[arg-type]
+        if trust_codec:
+            opened = opened.trusting(units, mouth)
         ears, why_deaf = _ears(opened, units, encoder)
         talker = Talker(
             opened, tokenizer=tokenizer, templates=templates, trust_templates=trust_templates, ears=ears

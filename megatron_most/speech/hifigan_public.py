@@ -95,9 +95,9 @@ def _read_torch(path: Path) -> dict[str, torch.Tensor]:
         content: Any = torch.load(
             require_file(path, remedy="give the published weights"), map_location="cpu", weights_only=True
         )
-    except (OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
-        first = str(error).strip().split("\n")[0]
-        raise DataError(f"{path}: not a readable .pt file of tensors only ({first}); is it whole?") from error
+    except (OSError, RuntimeError, ValueError, EOFError, LookupError, TypeError, pickle.UnpicklingError) as error:
+        # In torch's own words there is advice to read it without care.
+        raise DataError(f"{path}: not a readable .pt file of tensors only; is it whole, and no link to it?") from error
     content = content.get("generator") if isinstance(content, dict) else None
     if not isinstance(content, dict) or not all(torch.is_tensor(value) for value in content.values()):
         raise DataError(f"{path}: no tensors under `generator`; give the generator's file, as textlesslib has it")

@@ -100,7 +100,8 @@ def test_every_backbone_ships_large_mini_and_tiny_with_each_ablation() -> None:
 def test_most_c_is_most_with_a_projector() -> None:
     for ours, theirs in (
         ("most-c-16b", "most-16b"), ("most-c-tiny", "most-tiny"), ("stage1-most-c", "stage1-asr-tts"),
-        ("stage2-most-c", "stage2-instruct"), ("stage1-most-c-tiny", "stage1-tiny"), ("stage2-most-c-tiny", "stage2-tiny"),
+        ("stage2-most-c", "stage2-instruct"), ("stage1-most-c-tiny", "stage1-tiny"),
+        ("stage2-most-c-tiny", "stage2-tiny"),
     ):  # fmt: skip
         ours_without = replace(load_recipe(ours), {"model.wave_size": 0, "name": theirs})
         assert ours_without == load_recipe(theirs) and load_recipe(ours).model.wave_size in (39, 768)

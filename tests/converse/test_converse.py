@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 import soundfile
 
-from megatron_most.converse import Talker, open_any, open_ears, run_generate
+from megatron_most.converse import Talker, models, open_any, open_ears, run_generate
 from megatron_most.convert import run_convert_ckpt
 from megatron_most.data import MadeWith
 from megatron_most.errors import MostError
@@ -101,6 +101,18 @@ def test_what_does_not_belong_to_the_model_is_refused(made: Path, tmp_path: Path
     for words, message in refusals:
         code, text = said(made, *words)
         assert code == 2 and message in text, (words, text)
+
+
+def test_units_of_a_model_that_does_not_say_whose_it_has_learnt_are_taken_on_trust_alone(
+    made: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As of a published model, imported: nothing there says which codec it was."""
+    monkeypatch.setattr(models, "made_with_of", lambda folder: MadeWith())
+    words = [*its_own(made), "--templates", "chat", "--audio", str(made / "hello.wav")]
+    code, text = said(made, *words)
+    assert code == 2 and "does not say which codec" in text and "--trust-codec" in text, text
+    code, text = said(made, *words, "--trust-codec")
+    assert code == 0, text
 
 
 def test_other_templates_are_taken_where_that_is_asked_for(made: Path) -> None:

@@ -66,5 +66,10 @@ def test_speech_and_text_of_another_make_are_refused() -> None:
         WHOLE.require_codec("e" * 64, "other", "run")
     with pytest.raises(DataError, match="has learnt from no units"):
         replace(WHOLE, codec=None).require_codec(CODEC.hash, "mfcc", "run")
+    unknown = MadeWith()
+    with pytest.raises(DataError, match="does not say which codec made the units .*--trust-codec"):
+        unknown.require_codec(CODEC.hash, "mfcc", "run")
+    unknown.trusting(CODEC).require_codec(CODEC.hash, "mfcc", "run")
+    assert WHOLE.trusting(replace(CODEC, hash="f" * 64)) == WHOLE, "what is said is not talked over"
     with pytest.raises(DataError, match="tokenizer eeeeeeeeeeee"):
         WHOLE.require_tokenizer(replace(TOKENIZER, sha256="e" * 64), "file", "run")

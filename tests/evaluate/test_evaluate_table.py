@@ -71,6 +71,24 @@ def test_our_numbers_stand_beside_the_papers_and_its_peers(runs):
     assert "first, asr/librispeech/test-other: 10 items, 2 too long" in found
 
 
+def test_a_number_of_some_items_or_of_a_judge_of_its_own_is_marked(tmp_path):
+    short = result("asr/librispeech/test-clean", wer=0.03)
+    short.data["limit"] = 5
+    heard = [result("tts/librispeech/test-clean", wer=0.05), result("tts/librispeech/test-other", wer=0.06)]
+    heard[0].config["judge"] = {"name": "pocketsphinx", "model": "en-us, 27 words", "hash": "x"}
+    heard[1].config["judge"] = {"name": "whisper", "model": "large-v3", "hash": "x"}
+    table = make_table(read_runs([keep(tmp_path / "run", short, *heard)]))
+    found = as_markdown(table)
+    asr, tts = found[: found.index("### TTS")], found[found.index("### TTS") :]
+    assert cells(asr, "LibriSpeech test-clean")[0] == "3.00* (2.00 to 4.00)"
+    assert cells(tts, "LibriSpeech test-clean")[0].startswith("5.00*")
+    assert cells(tts, "LibriSpeech test-other")[0].startswith("6.00 (")
+    assert "test-clean: 10 items, the first 5 alone (--limit)" in found
+    assert "test-clean: 10 items, heard by pocketsphinx (en-us, 27 words)" in found
+    write_table(table, tmp_path / "table.html")
+    assert "the first 5 alone" in (tmp_path / "table.html").read_text()
+
+
 def test_a_number_of_another_language_does_not_stand_beside_the_papers(tmp_path):
     german = keep(tmp_path / "german", result("asr/voxpopuli/test", language="de", wer=0.5))
     english = keep(tmp_path / "english", result("asr/voxpopuli/test", language="en_GB", wer=0.25))

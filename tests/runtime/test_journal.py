@@ -120,6 +120,14 @@ def test_another_job_never_continues_this_one(tmp_path: Path) -> None:
     assert content(tmp_path / "a") == before
 
 
+def test_the_setting_that_differs_is_named_however_deep_it_is(tmp_path: Path) -> None:
+    long = {"hash": "0" * 200, "generation": {"mode": "text", "temperature": 0.0}}
+    count(tmp_path / "a", {**JOB, "config": long})
+    now = {**long, "generation": {"mode": "text", "temperature": 0.7}}
+    with pytest.raises(DataError, match=r"begun with config\.generation\.temperature = 0\.0, now 0\.7"):
+        count(tmp_path / "a", {**JOB, "config": now})
+
+
 @pytest.mark.parametrize("commits", [False, True], ids=["before the first commit", "with nothing but reports"])
 def test_a_try_that_came_to_nothing_is_no_hindrance(tmp_path: Path, commits: bool) -> None:
     (tmp_path / "a.part").mkdir()

@@ -165,7 +165,15 @@ def test_a_checkpoint_that_is_cut_off_or_runs_code_is_refused(tmp_path: Path) ->
     whole = weights.read_bytes()
     bomb = Bomb(tmp_path / "mark")
     torch.save({"generator": bomb}, tmp_path / "bomb.pt")
-    for data in (whole[: len(whole) // 2], b"", pickle.dumps(bomb), (tmp_path / "bomb.pt").read_bytes()):
+    for data in (
+        whole[: len(whole) // 2],
+        b"",
+        b"RIFF" + bytes(20),
+        b"hello world",
+        b"<html>",
+        pickle.dumps(bomb),
+        (tmp_path / "bomb.pt").read_bytes(),
+    ):
         weights.write_bytes(data)
         with pytest.raises(DataError, match="is it whole"):
             import_hifigan(weights, config, CODEC)
