@@ -89,6 +89,14 @@ def test_a_python_that_is_named_and_not_there_is_told(clone: Path) -> None:
     is_a_message(make_env(clone, PYTHON="/nowhere/python3.11", PATH=""), "/nowhere/python3.11", "sudo apt install")
 
 
+def test_an_environment_that_is_a_link_is_left_alone(clone: Path) -> None:
+    (clone / "elsewhere").mkdir()
+    (clone / ".venv").symlink_to(clone / "elsewhere")
+    done = make_env(clone, **os.environ)
+    is_a_message(done, "is a link, so it is not made anew")
+    assert (clone / ".venv").is_symlink()
+
+
 def test_without_a_compiler_nothing_is_made(clone: Path) -> None:
     done = make_env(clone, PYTHON=sys.executable, PATH=str(clone / "bin"))
     is_a_message(done, "no C++ compiler found", "sudo apt install make g++")

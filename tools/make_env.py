@@ -193,10 +193,15 @@ def main() -> None:
     since = time.monotonic()
     STAMP.unlink(missing_ok=True)
     if made[0] != base:
+        if VENV.is_symlink():
+            sys.exit(f"env: {VENV} is a link, so it is not made anew; remove it, or make what it leads to")
         shutil.rmtree(VENV, ignore_errors=True)
         need_room()
         say(f"making {VENV} from {python.lock.relative_to(ROOT)} with {python.path} (python {python.version})")
-        subprocess.run([python.path, "-m", "venv", str(VENV)], check=True)
+        if subprocess.run([python.path, "-m", "venv", str(VENV)]).returncode:
+            sys.exit(
+                f"env: {python.path} makes no environment, see above; mend it, or name another: make env PYTHON=..."
+            )
         renew_pip()
         pins = sum("==" in line for line in python.lock.read_text().splitlines())
         # Not compiled here: that costs over a minute for modules most of which are never imported.
