@@ -199,9 +199,7 @@ def main() -> None:
         need_room()
         say(f"making {VENV} from {python.lock.relative_to(ROOT)} with {python.path} (python {python.version})")
         if subprocess.run([python.path, "-m", "venv", str(VENV)]).returncode:
-            sys.exit(
-                f"env: {python.path} makes no environment, see above; mend it, or name another: make env PYTHON=..."
-            )
+            sys.exit(f"env: {python.path} makes no environment, see above; or name another: make env PYTHON=...")
         renew_pip()
         pins = sum("==" in line for line in python.lock.read_text().splitlines())
         # Not compiled here: that costs over a minute for modules most of which are never imported.
