@@ -228,6 +228,21 @@ def test_no_interruption_is_kept_where_none_is_wanted(tmp_path: Path) -> None:
     assert set(header["rejects"]) == {"unwanted interruption"} and header["rejects"]["unwanted interruption"] > 2
 
 
+@pytest.mark.parametrize("status", ["200", "202", "204"])
+def test_an_empty_success_is_tried_again(status: str, tmp_path: Path, unbroken: dict[str, bytes]) -> None:
+    with chat_server(lambda request: [f"{status} empty"] if request["seed"] % 3 == 0 else []) as server:
+        run_synthesize(words(server, tmp_path / "out"))
+        assert server.requests == COUNT + 14 and set(server.answered.values()) == {1}
+    assert files(tmp_path / "out") == unbroken
+
+
+def test_a_service_that_is_empty_each_time_is_gone(tmp_path: Path) -> None:
+    with chat_server(lambda request: ["204 empty"] * 99) as server:
+        told = "the writer is gone.*status 204 with nothing in it, the last of 2 tries; run the same command again"
+        with pytest.raises(DataError, match=told):
+            run_synthesize(words(server, tmp_path / "out", "--endpoint.tries", "2"))
+
+
 @pytest.mark.parametrize(
     ("fault", "told"),
     [("401", "status 401.*check the key in .TEST_LLM_KEY"), ("404", "status 404.*ends in /v1"),
