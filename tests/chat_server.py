@@ -24,7 +24,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 Plan = Callable[[dict], list[str]]
 FAULTS = (
     "500", "503 with the key", "429", "408", "not json", "half json", "no choices", "null", "deep json", "truncated",
-    "truncated chunks", "reset", "huge", "late", "drip", "odd usage", "text",
+    "truncated chunks", "reset", "huge", "late", "drip", "odd usage", "200 empty",
+    "202 empty", "204 empty",
 )  # fmt: skip
 
 
@@ -118,10 +119,11 @@ class ChatServer:
             return self.send(handler, 200, json.dumps(good))
         if fault.split()[0].isdigit():
             wrong = f"bad key {key}: Authorization: Bearer {key}" if "key" in fault else "try later"
+            wrong = "" if "empty" in fault else wrong
             return self.send(handler, int(fault.split()[0]), wrong, {"Retry-After": "0"} if fault == "429" else {})
         bodies = {
             "not json": f"<html>{key}</html>", "half json": json.dumps(good)[:40], "no choices": '{"choices": []}',
-            "null": "null", "deep json": "[" * 100_000, "huge": "x" * 300_000, "text": "",
+            "null": "null", "deep json": "[" * 100_000, "huge": "x" * 300_000,
         }  # fmt: skip
         if fault in bodies:
             return self.send(handler, 200, bodies[fault])

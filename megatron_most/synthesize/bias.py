@@ -1,14 +1,14 @@
 """Bias of synthetic data: in which respects it is not like real data, by how much, and where.
 
 Respects: speakers (how unevenly they speak), length in words and in seconds, topics, words, runs of two and three
-words; of unit sets, units, pairs of units, run lengths and length. What a side does not have (a text corpus has no
-speakers) is left out, and said.
+words; of dialogues, turns and each side's length; of unit sets, units, pairs of units, run lengths and length. What a
+side does not have (a text corpus has no speakers) is left out, and said.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -19,9 +19,17 @@ from numpy.typing import NDArray
 from megatron_most.errors import DataError
 from megatron_most.synthesize.bias_items import Item, Spoken, load_items, load_spoken
 from megatron_most.synthesize.bias_measure import OTHER, Finding, Respect, conclude, js_divergence, measure
-from megatron_most.synthesize.bias_topics import find_topics
+from megatron_most.synthesize.bias_respects import (
+    SIDES,
+    by_length,
+    by_length_of,
+    by_runs,
+    by_seconds,
+    by_topic,
+    by_turns,
+    by_units,
+)
 
-_MOST_RUNS = 20_000
 _FEWEST = 20  # items a side; below it chance explains anything
 _MOST_SPEAKERS = 50
 
@@ -94,17 +102,20 @@ def compare(
         findings.append(_speakers(ours, theirs, options))
     else:
         left_out["speakers"] = "a side names no speakers"
-    respects = [_lengths(items, len(ours))]
+    respects = [by_length(items, len(ours))]
+    of_dialogues, left_out_too = _of_dialogues(ours, theirs)
+    respects += of_dialogues
+    left_out |= left_out_too
     if all(item.seconds for item in items):
-        respects.append(_seconds(items, len(ours)))
+        respects.append(by_seconds(items, len(ours)))
     else:
         left_out["seconds"] = "a side has no speech in its manifests"
-    respects.append(_topics(items, len(ours), options))
-    respects += [_runs(items, len(ours), n) for n in (1, 2, 3)]
+    respects.append(by_topic(items, len(ours), options.topics, options.seed))
+    respects += [by_runs(items, len(ours), n) for n in (1, 2, 3)]
     spoken: tuple[list[Spoken], list[Spoken]] = ([], [])
     if synthetic_units:
         spoken = _load_both(synthetic_units, real_units, options)
-        respects += _unit_respects([*spoken[0], *spoken[1]], len(spoken[0]))
+        respects += by_units([*spoken[0], *spoken[1]], len(spoken[0]))
     else:
         left_out["units"] = "no unit sets given"
     findings += [measure(respect, options.permutations, options.least, options.seed) for respect in respects]
@@ -116,6 +127,21 @@ def compare(
         findings=findings,
         left_out=left_out,
     )
+
+
+def _of_dialogues(ours: Sequence[Item], theirs: Sequence[Item]) -> tuple[list[Respect], dict[str, str]]:
+    """How many turns, and how long each side's are, where enough of both sides are dialogues with words in them."""
+    respects, left_out, items = [], {}, [*ours, *theirs]
+    if min(sum(bool(item.roles) for item in side) for side in (ours, theirs)) >= _FEWEST:
+        respects.append(by_turns(items, len(ours)))
+    else:
+        left_out["turns"] = f"a side has fewer than {_FEWEST} dialogues"
+    for role in SIDES:
+        if min(sum(bool(item.turns_of(role)) for item in side) for side in (ours, theirs)) >= _FEWEST:
+            respects.append(by_length_of(role, items, len(ours)))
+        else:
+            left_out[f"{role} length"] = f"a side has fewer than {_FEWEST} dialogues with words of the {role}'s"
+    return respects, left_out
 
 
 def _load_both(ours: Sequence[Path], theirs: Sequence[Path], options: BiasOptions) -> tuple[list[Spoken], list[Spoken]]:
@@ -155,84 +181,3 @@ def _ranked(counts: Counter[Any]) -> NDArray[np.float64]:
     ranked = sorted(counts.values(), reverse=True)
     top = ranked[:_MOST_SPEAKERS]
     return np.array(top + [0] * (_MOST_SPEAKERS - len(top)) + [sum(ranked[_MOST_SPEAKERS:])], np.float64)
-
-
-def _lengths(items: Sequence[Item], ours: int) -> Respect:
-    pairs = [(number, len(turn)) for number, item in enumerate(items) for turn in item.turns if turn]
-    return _binned("length", "words of a turn or utterance", pairs, ours, len(items))
-
-
-def _seconds(items: Sequence[Item], ours: int) -> Respect:
-    pairs = [(number, item.seconds or 0.0) for number, item in enumerate(items)]
-    return _binned("seconds", "seconds of an utterance", pairs, ours, len(items))
-
-
-def _binned(name: str, about: str, pairs: Iterable[tuple[int, float]], ours: int, count: int) -> Respect:
-    """Lengths in half octaves."""
-    item, value = (np.array(column) for column in zip(*pairs, strict=True))
-    bins = np.floor(2 * np.log2(np.maximum(value, 0.25))).astype(np.int64)
-    low = int(bins.min())
-    edges = 2.0 ** (np.arange(low, int(bins.max()) + 2) / 2)
-    labels = [f"{a:.3g} to {b:.3g}" for a, b in zip(edges, edges[1:], strict=False)]
-    return Respect(
-        name=name, about=about, item=item.astype(np.int64), category=bins - low, labels=labels, num_synthetic=ours,
-        num_items=count, is_ordered=True,
-    )  # fmt: skip
-
-
-def _topics(items: Sequence[Item], ours: int, options: BiasOptions) -> Respect:
-    texts = [[word for turn in item.turns for word in turn] for item in items]
-    topic, names = find_topics(texts, options.topics, options.seed)
-    return Respect(
-        name="topics", about="clusters of rows by their words", item=np.arange(len(items)), category=topic,
-        labels=names, num_synthetic=ours, num_items=len(items),
-    )  # fmt: skip
-
-
-def _runs(items: Sequence[Item], ours: int, n: int) -> Respect:
-    runs = (
-        (number, " ".join(run))
-        for number, item in enumerate(items)
-        for turn in item.turns
-        for run in zip(*(turn[i:] for i in range(n)), strict=False)
-    )
-    name = {1: "words", 2: "runs of two", 3: "runs of three"}[n]
-    return _named(name, "words" if n == 1 else f"runs of {n} words", list(runs), ours, len(items))
-
-
-def _named(name: str, about: str, pairs: Sequence[tuple[int, str]], ours: int, count: int) -> Respect:
-    """Categories by name; all but the most frequent are one."""
-    ranked = sorted(Counter(label for _, label in pairs).items(), key=lambda entry: (-entry[1], entry[0]))
-    # A run seen once tells nothing, and there are ever more of them: they would hide what is there.
-    labels = [label for label, found in ranked if found > 1][:_MOST_RUNS] + [OTHER]
-    place = {label: number for number, label in enumerate(labels)}
-    other = len(labels) - 1
-    return Respect(
-        name=name,
-        about=about,
-        item=np.array([number for number, _ in pairs], np.int64),
-        category=np.array([place.get(label, other) for _, label in pairs], np.int64),
-        labels=labels,
-        num_synthetic=ours,
-        num_items=count,
-    )
-
-
-def _unit_respects(spoken: Sequence[Spoken], ours: int) -> list[Respect]:
-    owner = np.repeat(np.arange(len(spoken)), [len(one.units) for one in spoken])
-    units = np.concatenate([one.units for one in spoken])
-    size = int(units.max()) + 1
-    is_same = owner[1:] == owner[:-1]
-    pairs = (units[:-1] * size + units[1:])[is_same]
-    known, category = np.unique(pairs, return_inverse=True)
-    frames = np.concatenate([one.frames for one in spoken]).astype(np.float64)
-    shared: dict[str, Any] = {"num_synthetic": ours, "num_items": len(spoken)}
-    lengths = [(number, float(len(one.units))) for number, one in enumerate(spoken)]
-    return [
-        Respect(name="units", about="units", item=owner, category=units, labels=[f"[Hu{u}]" for u in range(size)],
-                **shared),
-        Respect(name="unit pairs", about="units that follow one another", item=owner[1:][is_same], category=category,
-                labels=[f"[Hu{pair // size}][Hu{pair % size}]" for pair in known.tolist()], **shared),
-        _binned("unit runs", "frames that a unit lasts", zip(owner.tolist(), frames, strict=True), ours, len(spoken)),
-        _binned("unit lengths", "units of an utterance", lengths, ours, len(spoken)),
-    ]  # fmt: skip

@@ -33,6 +33,12 @@ class Item:
     """Normalised words; an utterance or a text is one turn."""
     speaker: str | None = None
     seconds: float | None = None
+    roles: tuple[str, ...] = ()
+    """Of a dialogue, who says each turn."""
+
+    def turns_of(self, role: str) -> list[tuple[str, ...]]:
+        """What one side of a dialogue says, where it has words."""
+        return [turn for turn, who in zip(self.turns, self.roles, strict=False) if turn and who == role]
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +96,7 @@ def _item(row: Row) -> Item:
         return Item((_words(row.text),))
     assert isinstance(row, ChatRow), "a row is speech, text or a chat"
     texts = ("".join(part for part in turn.parts if isinstance(part, str)) for turn in row.turns)
-    return Item(tuple(_words(text) for text in texts))
+    return Item(tuple(_words(text) for text in texts), roles=tuple(turn.role for turn in row.turns))
 
 
 def _words(text: str) -> tuple[str, ...]:

@@ -3,7 +3,8 @@
 A respect turns every item into categories: (item, category) pairs. With p and q the shares of categories on the two
 sides and m their mean, the distance is the Jensen-Shannon divergence in bits,
 JS = H(m) - (H(p) + H(q)) / 2, between 0 (alike) and 1 (nothing in common).
-Small sets differ by chance, so JS is set against what it is when whole items are dealt to the sides at random.
+Small sets differ by chance, so JS is set against what it is when whole items are dealt to the sides at random: those
+that have a category in this respect, as many to a side as it has of them.
 """
 
 from __future__ import annotations
@@ -31,7 +32,6 @@ class Respect:
     category: NDArray[np.int64]
     labels: Sequence[str]
     num_synthetic: int
-    num_items: int
     is_ordered: bool = False
     """Categories follow one another, as lengths do: they are drawn as a curve."""
 
@@ -77,13 +77,18 @@ def _terms(p: Counts, q: Counts) -> Counts:
 def measure(respect: Respect, permutations: int, least: float, seed: int) -> Finding:
     """The finding of one respect."""
     size = len(respect.labels)
+    # Where one side has few such items among many others, dealing all would give it more than it has, and chance less.
+    num_of = np.bincount(respect.item)
+    present = np.flatnonzero(num_of)
     total = np.bincount(respect.category, minlength=size).astype(np.float64)
 
-    def split(is_synthetic: NDArray[np.bool_]) -> tuple[Counts, Counts]:
+    def split(sides: NDArray[np.bool_]) -> tuple[Counts, Counts]:
+        is_synthetic = np.zeros(len(num_of), np.bool_)
+        is_synthetic[present] = sides
         ours = np.bincount(respect.category[is_synthetic[respect.item]], minlength=size).astype(np.float64)
         return ours, total - ours
 
-    sides = np.arange(respect.num_items) < respect.num_synthetic
+    sides = present < respect.num_synthetic
     p, q = split(sides)
     draw = np.random.Generator(np.random.PCG64(seed))
     by_chance = [js_divergence(*split(draw.permutation(sides))) for _ in range(permutations)]

@@ -73,7 +73,7 @@ def _draw(one: Finding) -> Any:
             axes.fill_between(x, values[:last], step="mid", color=colour(name), alpha=0.15, lw=0)
         step = max(1, -(-last // 6))
         axes.set_xticks(x[::step])
-        labels = [label.split(" to ")[0].removeprefix("speaker ").removesuffix(" by rank") for label in one.labels]
+        labels = [label.removeprefix("speaker ").split(" ")[0] for label in one.labels]  # "2 turns", "4 to 5.66"
         ticks(axes, lambda at: labels[int(at)] if 0 <= int(at) < last else "", percent_ticks=True)
         axes.set_ylim(0, max(*one.synthetic, *one.real, 1e-9) * 1.08)
         axes.set_xlabel(one.about)

@@ -1,9 +1,9 @@
 """The writer behind an OpenAI-compatible endpoint (vLLM and the like): requests in parallel, retried, paid for once.
 
 Each brief is one request; its "seed" is the brief's number, so no two are alike. What may pass (a lost connection, 429,
-5xx, an answer that is no JSON) is tried again, after the pause the server asks for or one that doubles; what cannot
-(a wrong key, an unknown model) ends the run; what concerns one request alone (400, a refusal) is that brief's matter.
-The key comes from an environment variable and goes into one header, into no file, line or error.
+5xx, an answer that is empty or no JSON) is tried again, after the pause the server asks for or one that doubles; what
+cannot (a wrong key, an unknown model) ends the run; what concerns one request alone (400, a refusal) is that brief's
+matter. The key comes from an environment variable and goes into one header, into no file, line or error.
 """
 
 from __future__ import annotations
@@ -173,7 +173,7 @@ class EndpointWriter:
             answer = post(self._address, PATH, body, self._key, timeout_s=options.timeout_s, most_bytes=most_bytes)
         except NoAnswer as error:
             return most if error.was_sent else Cost(1), None, str(error), None
-        if answer.status == 200:
+        if answer.is_success:
             return self._read(answer, most)
         wrong = f"status {answer.status}{self._quoted(answer.body)}"
         if answer.may_pass:
@@ -183,6 +183,8 @@ class EndpointWriter:
         raise DataError(f"{self._address}{PATH}: {wrong}; {_remedy(answer.status, options.key_env)}")
 
     def _read(self, answer: Answer, most: Cost) -> tuple[Cost, dict[str, Any] | None, str, float | None]:
+        if answer.is_empty:
+            return most, None, f"status {answer.status} with nothing in it", answer.retry_after
         try:
             found = json.loads(answer.body)
             choice = found["choices"][0]

@@ -90,6 +90,8 @@ def finish(draft: Draft, brief: Brief, shape: Shape, filters: Filters, safety: S
         raise RowError("interruption out of place", "only the assistant is cut off, and speaks again")
     if brief.interrupted is not None and not cut:
         raise RowError("no interruption")
+    if brief.interrupted is None and cut:  # --shape.interruptions is a share of dialogues, and 0 of them none
+        raise RowError("unwanted interruption", f"turn {cut[0] + 1}")
     turns = []
     for number, turn in enumerate(draft):
         safety.check(turn.text)

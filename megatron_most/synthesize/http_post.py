@@ -45,6 +45,15 @@ class Answer:
     """Seconds that the server wants to be left alone."""
 
     @property
+    def is_success(self) -> bool:
+        return 200 <= self.status < 300
+
+    @property
+    def is_empty(self) -> bool:
+        """Without a body: of a success, what a flaky proxy gives for an answer that it has lost."""
+        return not self.body.strip()
+
+    @property
     def may_pass(self) -> bool:
         """Whether the same request may succeed later."""
         return self.status in _MAY_PASS or self.status >= 500

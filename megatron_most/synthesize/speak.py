@@ -24,7 +24,7 @@ import numpy as np
 from megatron_most.data.rejects import Rejects, RowError
 from megatron_most.data.seal import sealed
 from megatron_most.data.shards import Shard, shard_folder
-from megatron_most.errors import DataError, MostError
+from megatron_most.errors import DataError, MostError, UpstreamError
 from megatron_most.runtime import Journal, Meter, is_done, open_journal, sha256_file, write_atomically
 from megatron_most.speech import Judge, load_judge, write_sound
 from megatron_most.speech.judge_pocketsphinx import unknown_words
@@ -150,7 +150,10 @@ class _Ears:
             self._judge = load_judge(options.name, model=options.model)
             self.identity = str(self._judge.identity)
         elif options.name == "pocketsphinx":
-            load_judge("pocketsphinx", words=["yes"])  # not installed? better known now than in every row
+            try:
+                load_judge("pocketsphinx", words=["yes"])  # not installed? better known now than in every row
+            except UpstreamError as error:
+                raise UpstreamError(f"{error}; or speak without a judge: --judge.name none") from error
             texts = sorted({_said(turn.text) for dialogue in speech.dialogues for turn in dialogue.turns})
             self._texts = sorted((text for text in texts if not unknown_words([text])), key=len)
             self._lengths = [len(text) for text in self._texts]

@@ -145,13 +145,15 @@ class EndpointSpeaker:
             answer = post(self._address, _SPEECH, body, self._key, timeout_s=timeout_s, most_bytes=_MOST_BYTES)
         except NoAnswer as error:
             return most if error.was_sent else Cost(1), None, str(error), None
-        if answer.status != 200:
+        if not answer.is_success:
             wrong = f"status {answer.status}"
             if answer.is_of_the_request:
                 return Cost(1), {"refused": wrong}, wrong, None
             if not answer.may_pass:
                 raise DataError(f"{self._address}{_SPEECH}: {wrong}; check --voice.url, --voice.key-env and the model")
             return Cost(1), None, wrong, answer.retry_after
+        if answer.is_empty:
+            return most, None, f"status {answer.status} with nothing in it", answer.retry_after
         try:
             _decoded(answer.body, text)
         except AudioError as error:

@@ -80,6 +80,8 @@ def test_interruptions_out_of_place_are_refused() -> None:
     assert reason_of(draft(*GOOD, cut=1)) == "interruption out of place"
     assert reason_of(draft(*GOOD, cut=0)) == "interruption out of place"
     assert reason_of(draft(*GOOD), replace(BRIEF, interrupted=0)) == "no interruption"
+    longer = ("Wait, make it short.", "It is the Moon.")
+    assert reason_of(draft(*GOOD, *longer, cut=1), BRIEF) == "unwanted interruption"
 
 
 def test_own_patterns_take_the_place_of_the_packages(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ from megatron_most.errors import DataError
 from megatron_most.synthesize import run_synthesize
 from megatron_most.synthesize.http_post import Address, NoAnswer, post, without_key
 from megatron_most.synthesize.ledger import REPLIES
-from tests.chat_server import FAULTS, ChatServer, chat_server, flaky_plan
+from tests.chat_server import FAULTS, ChatServer, chat_server, dialogue_for, flaky_plan
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 SEEDS = str(ROOT / "examples" / "synthesis" / "seeds.toml")
@@ -188,8 +188,6 @@ def test_one_request_that_always_fails_is_set_aside_and_counted(tmp_path: Path) 
 
 
 def test_bad_replies_are_counted_by_reason_and_the_run_goes_on(tmp_path: Path) -> None:
-    from tests.chat_server import dialogue_for
-
     def turns(*texts: str) -> str:
         roles = ("user", "assistant")
         return json.dumps({"turns": [{"role": roles[n % 2], "text": text} for n, text in enumerate(texts)]})
@@ -210,6 +208,39 @@ def test_bad_replies_are_counted_by_reason_and_the_run_goes_on(tmp_path: Path) -
     assert header["rejects"]["turn too long"] == 1 and header["rejects"]["not English"] == 1
     assert header["rejects"]["malformed dialogue"] == 2 and header["rejects"]["empty reply"] == 1
     assert_no_key(tmp_path)
+
+
+def test_no_interruption_is_kept_where_none_is_wanted(tmp_path: Path) -> None:
+    """A model may like to interrupt; the share of dialogues with an interruption is the user's to say."""
+
+    def reply(request: dict) -> str:
+        text = dialogue_for(request)
+        is_cut = request["seed"] % 4 == 0 and text.count('"assistant"') > 1
+        return (
+            text.replace('{"role": "assistant",', '{"role": "assistant", "interrupted": true,', 1) if is_cut else text
+        )
+
+    with chat_server() as server:
+        server.reply = reply
+        run_synthesize(words(server, tmp_path / "out", "--shape.interruptions", "0"))
+    header = json.loads((tmp_path / "out" / "synthesis.json").read_text())
+    assert (header["dialogues"], header["interruptions"]) == (COUNT, 0)
+    assert set(header["rejects"]) == {"unwanted interruption"} and header["rejects"]["unwanted interruption"] > 2
+
+
+@pytest.mark.parametrize("status", ["200", "202", "204"])
+def test_an_empty_success_is_tried_again(status: str, tmp_path: Path, unbroken: dict[str, bytes]) -> None:
+    with chat_server(lambda request: [f"{status} empty"] if request["seed"] % 3 == 0 else []) as server:
+        run_synthesize(words(server, tmp_path / "out"))
+        assert server.requests == COUNT + 14 and set(server.answered.values()) == {1}
+    assert files(tmp_path / "out") == unbroken
+
+
+def test_a_service_that_is_empty_each_time_is_gone(tmp_path: Path) -> None:
+    with chat_server(lambda request: ["204 empty"] * 99) as server:
+        told = "the writer is gone.*status 204 with nothing in it, the last of 2 tries; run the same command again"
+        with pytest.raises(DataError, match=told):
+            run_synthesize(words(server, tmp_path / "out", "--endpoint.tries", "2"))
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ import pytest
 
 from megatron_most.data import run_prepare_data
 from megatron_most.data.rejects import RowError
-from megatron_most.errors import DataError
+from megatron_most.errors import DataError, UpstreamError
 from megatron_most.synthesize import run_synthesize
 from megatron_most.synthesize.wer import check_wave, flatness, word_error_rate
 from tests.data_files import content
@@ -187,6 +187,27 @@ def test_wrong_options_are_refused_by_name(
     with pytest.raises(DataError, match=told):
         run_synthesize([*given, *more])
     assert not (tmp_path / "out").exists()
+
+
+def test_where_pocketsphinx_is_missing_the_way_without_a_judge_is_named(
+    dialogues: Path, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    given = words(dialogues, tmp_path / "out", program, "--judge.name", "pocketsphinx")
+    with pytest.raises(UpstreamError, match="pip install pocketsphinx.*; or speak without a judge: --judge.name none"):
+        run_synthesize(given)
+    assert not list(tmp_path.iterdir())  # nothing was begun
+
+
+def test_a_higher_rate_of_rejects_goes_on_from_where_a_lower_one_ended(
+    dialogues: Path, program: str, unbroken: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(DataError, match="more than the rate of 0.01 allows.*raise --max-reject-rate"):
+        run_synthesize(words(dialogues, tmp_path / "out", program, "--max-reject-rate", "0.01"))
+    journal = tmp_path / "out.part" / ".journal.jsonl"
+    assert json.loads(journal.read_bytes().splitlines()[-1])["progress"]["taken"] == 24
+    run_synthesize(words(dialogues, tmp_path / "out", program))
+    assert content(tmp_path / "out") == content(unbroken)  # what was set aside is so still
 
 
 def test_a_real_voice_passes_a_real_judge_and_a_wrong_text_does_not(dialogues: Path, tmp_path: Path) -> None:

@@ -24,6 +24,7 @@ from megatron_most.synthesize import run_synthesize
 from megatron_most.synthesize.ledger import REPLIES, Budget, open_ledger
 from megatron_most.synthesize.voice_endpoint import WAVES, EndpointSpeaker
 from megatron_most.synthesize.voices import VoiceOptions
+from megatron_most.synthesize.writer import WriterFailed
 from tests.chat_server import FAULTS, ChatServer, chat_server, flaky_plan, tone
 from tests.data_files import content
 
@@ -95,6 +96,16 @@ def test_a_flaky_and_hostile_service_is_paid_once_for_each_text(
     assert KEY not in told.out + told.err and "characters" in told.err
     for path in tmp_path.rglob("*"):
         assert not path.is_file() or KEY.encode() not in path.read_bytes()
+
+
+@pytest.mark.parametrize("status", ["200", "202", "204"])
+def test_an_empty_success_is_tried_again(status: str, tmp_path: Path) -> None:
+    with chat_server(lambda request: [f"{status} empty"]) as server, open_ledger(tmp_path / "l", Budget()) as ledger:
+        speaker = EndpointSpeaker(VoiceOptions(url=server.url, pause_s=0.001), ledger)
+        assert len(speaker.say("some words to say", "anna")) and server.requests == 2
+        once = EndpointSpeaker(VoiceOptions(url=server.url, tries=1), ledger)
+        with pytest.raises(WriterFailed, match=f"status {status} with nothing in it, the last of 1 tries"):
+            once.say("other words to say", "anna")
 
 
 def test_words_that_are_wanted_several_times_at_once_are_asked_for_once(tmp_path: Path) -> None:
