@@ -60,9 +60,9 @@ def test_nodes_with_another_version_of_a_package_and_with_a_wrong_clock_are_name
 
 def test_sick_gpus_are_left_node_by_node(bench: Bench) -> None:
     """nvidia-smi is a program that replays what it says: n2 has one with errors, n3 lacks one and has a slow one."""
-    fine = ["NVIDIA H100 80GB HBM3", "570.86.10", "81559", "4", "0", "Not Active", "Not Active", "Not Active"]
+    fine = ["NVIDIA H100 80GB HBM3", "570.86.10", "81559", "4", "0", *["Not Active"] * 4]
     assert len(fine) == len(FIELDS) - 1
-    told = {"n1": fine, "n2": [*fine[:4], "17", *fine[5:]], "n3": [*fine[:6], "Active", fine[7]]}
+    told = {"n1": fine, "n2": [*fine[:4], "17", *fine[5:]], "n3": [*fine[:6], "Active", *fine[7:]]}
     for node, words in told.items():
         lines = [", ".join([str(number), *(words if number == 3 else fine)]) for number in range(GPUS - (node == "n3"))]
         (bench.folder / f"gpus of {node}").write_text("\n".join(lines) + "\n")
@@ -82,7 +82,7 @@ def test_a_node_without_the_interpreter_is_left_by_a_job_that_asks_for_gpus_as_i
     """Submitted from the clone by a relative name, with --gres for --gpus-per-node: 4 of the 8 GPUs that a node has."""
     (bench.folder / "env").mkdir()
     bench.write_env(MOST_PYTHON=python_that(bench.folder / "env", ""), MOST_NVIDIA_SMI=str(bench.folder / "nvidia-smi"))
-    fine = ", ".join(["NVIDIA H100 80GB HBM3", "570.86.10", "81559", "4", "0", *["Not Active"] * 3])
+    fine = ", ".join(["NVIDIA H100 80GB HBM3", "570.86.10", "81559", "4", "0", *["Not Active"] * 4])
     program = bench.folder / "nvidia-smi"
     program.write_text(f'#!/bin/bash\nfor n in {{0..7}}; do echo "$n, {fine}"; done\n')
     program.chmod(0o755)
