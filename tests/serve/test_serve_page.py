@@ -129,6 +129,70 @@ def test_what_is_wrong_is_said(page: Any) -> None:
     assert not page.is_visible("#wrong")
 
 
+SIZES = [(1100, 700), (360, 640)]
+WATCH = """() => {
+    // Made after the page's own observer, so it is told in the same frame, after the page has scrolled.
+    window.hidden = -Infinity;
+    const under = () => document.querySelector("#turns > :last-child").getBoundingClientRect().bottom
+        - document.getElementById("ask").getBoundingClientRect().top;
+    new ResizeObserver(() => { window.hidden = Math.max(window.hidden, under()); }).observe(document.getElementById("turns"));
+}"""
+
+
+def under_the_form(page: Any) -> bool:
+    """Whether any message shows through below the form's own parts."""
+    return page.evaluate("""() => {
+        const form = document.getElementById("ask"), box = form.getBoundingClientRect();
+        const places = [0.1, 0.3, 0.5, 0.7, 0.9].map((part) => box.top + part * box.height);
+        return places.some((y) => document.elementsFromPoint(box.left + box.width / 2, y).some((e) => e.closest("#turns")));
+    }""")
+
+
+def say(page: Any, words: str, number: int) -> None:
+    """The message of this number, and its answer to the end."""
+    page.fill("#words", words)
+    page.click("#send")
+    page.locator("li.assistant[data-end]").nth(number).wait_for()
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_the_newest_answer_stays_above_the_form_while_it_grows(page: Any, width: int, height: int) -> None:
+    page.set_viewport_size({"width": width, "height": height})
+    page.check("#speak")
+    for number in range(3):
+        say(page, "say it once more", number)
+    page.evaluate(WATCH)
+    say(page, "slow and long " * 8, 3)
+    page.wait_for_timeout(200)
+    assert -height < page.evaluate("window.hidden") <= 0
+    assert page.locator("li").count() == 8 and not under_the_form(page)
+    last_box, form = page.locator("li").last.bounding_box(), page.locator("#ask").bounding_box()
+    assert 0 < last_box["y"] + last_box["height"] <= form["y"] and form["y"] + form["height"] <= height
+    page.mouse.move(width / 2, 20)
+    page.mouse.wheel(0, -200)
+    page.wait_for_timeout(300)
+    assert not under_the_form(page)
+
+
+def test_who_has_scrolled_up_is_left_there_until_the_next_message(page: Any) -> None:
+    page.set_viewport_size({"width": 360, "height": 640})
+    for number in range(3):
+        say(page, "say it once more", number)
+    page.fill("#words", "slow and long " * 8)
+    page.click("#send")
+    page.locator("li.assistant").nth(3).locator(".token").nth(5).wait_for()
+    page.mouse.move(180, 20)
+    page.mouse.wheel(0, -400)
+    page.wait_for_timeout(300)
+    seen = page.locator("li").first.bounding_box()["y"]
+    assert page.locator("li.assistant[data-end]").count() == 3
+    page.locator("li.assistant[data-end]").nth(3).wait_for()
+    assert page.locator("li").first.bounding_box()["y"] == seen
+    say(page, "next", 4)
+    last_box = page.locator("li").last.bounding_box()
+    assert last_box["y"] + last_box["height"] <= page.locator("#ask").bounding_box()["y"]
+
+
 @pytest.mark.parametrize("scheme", ["light", "dark"])
 def test_it_fits_a_phone_in_light_and_dark(page: Any, scheme: str) -> None:
     page.emulate_media(color_scheme=scheme)

@@ -7,6 +7,7 @@ let heard = null; // {data, url}: the recording that goes with the next message
 let able = { voices: [], hears: false, sample_rate: 16000, audio_s: 60 };
 let asking = null; // an AbortController while an answer comes
 let recorder = null;
+let follows = true, seenTop = 0; // whether the newest answer is kept in view, and where the reader was
 
 async function learn() {
   const answer = await fetch("/v1/models");
@@ -93,6 +94,21 @@ async function record() {
   at("record").classList.add("on");
 }
 
+// --- what is in view ---
+
+function keepUp() {
+  if (!follows) return;
+  at("talk").scrollTop = at("talk").scrollHeight;
+  seenTop = at("talk").scrollTop;
+}
+
+function notice() { // only the reader moves up; what grows, or makes room, does not
+  const { scrollTop, scrollHeight, clientHeight } = at("talk"), left = scrollHeight - clientHeight - scrollTop;
+  if (scrollTop < seenTop && left > 1) follows = false;
+  else if (left < 24) follows = true;
+  seenTop = scrollTop;
+}
+
 // --- a turn on the page ---
 
 function show(role, words, sound) {
@@ -106,7 +122,8 @@ function show(role, words, sound) {
   if (role === "assistant") li.append(tokens, experts);
   if (sound) li.append(player(sound));
   at("turns").append(li);
-  li.scrollIntoView({ block: "end" });
+  follows = true;
+  keepUp();
   return { li, text, tokens, experts };
 }
 
@@ -127,8 +144,9 @@ function showToken(place, token) {
   span.className = `token ${token.modality}`;
   span.textContent = token.text.replaceAll("\n", "\u21b5").replaceAll("\uff5c", "|").replaceAll("\u2581", "_") || "\u00b7";
   span.title = `id ${token.id}, ${token.modality}, ${token.experts} experts`;
+  const isAtEnd = place.scrollHeight - place.clientHeight - place.scrollTop < 8;
   place.append(span);
-  place.scrollTop = place.scrollHeight;
+  if (isAtEnd) place.scrollTop = place.scrollHeight;
 }
 
 // --- asking ---
@@ -235,6 +253,10 @@ async function send(event) {
   }
 }
 
+at("talk").addEventListener("scroll", notice);
+const sizes = new ResizeObserver(keepUp); // of what is said, and of the room that the form leaves for it
+sizes.observe(at("turns"));
+sizes.observe(at("talk"));
 at("ask").addEventListener("submit", send);
 at("words").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey) send(event);
