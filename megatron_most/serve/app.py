@@ -122,6 +122,7 @@ class _Server:
             "sample_rate": self.partner.sample_rate,
             "max_tokens": self.protection.limits.max_tokens,
             "audio_s": self.protection.limits.audio_s,
+            "body_bytes": self.protection.body_bytes,
         }
         return JSONResponse({"object": "list", "data": [{**model, "most": most}]})
 

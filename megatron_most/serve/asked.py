@@ -147,7 +147,7 @@ def _turns(messages: Any, partner: Partner, limits: Limits) -> tuple[Turn, ...]:
     if not isinstance(messages, list) or not messages:
         raise Refused(400, "messages: give a list of at least one message", "messages")
     if len(messages) > limits.messages:
-        raise Refused(400, f"messages: {len(messages)} of them, at most {limits.messages} are taken", "messages")
+        raise Refused(400, f"messages: {len(messages)} messages; at most {limits.messages} are taken", "messages")
     reader = _Reader(partner, limits)
     turns = tuple(reader.turn(message, f"messages[{n}]") for n, message in enumerate(messages))
     if turns[-1].role != "user":
@@ -214,13 +214,11 @@ class _Reader:
     def _read(self, path: Path, where: str) -> Wave:
         try:
             found = probe(path)
-            if found.duration > self._seconds:
-                raise Refused(
-                    413,
-                    f"{where}: {found.duration:.1f} s of audio; at most {self._limits.audio_s:g} s a request",
-                    where,
-                )
             self._seconds -= found.duration
+            if self._seconds < 0:
+                most = self._limits.audio_s
+                words = f"{most - self._seconds:.1f} s of audio in all messages; at most {most:g} s are taken"
+                raise Refused(413, f"{where}: {words}", where)
             return read_span(path, sample_rate=self._partner.sample_rate)
         except AudioError as error:
             detail = error.detail.replace(f"{path}: ", "").replace(str(path), "the recording")

@@ -121,12 +121,58 @@ def test_what_is_wrong_is_said(page: Any) -> None:
     page.set_input_files("#file", {"name": "a.wav", "mimeType": "audio/wav", "buffer": b"RIFF and nothing more"})
     page.click("#send")
     page.locator("#wrong").wait_for()
-    assert "messages[0].content[0]" in page.inner_text("#wrong")
+    assert page.inner_text("#wrong").startswith("Unreadable audio: ")  # where it stood is for programs
+    assert "messages" not in page.inner_text("#wrong") and page.inner_text("#wrong").endswith(".")
     page.click("#forget")
     page.fill("#words", "now it works")
     page.click("#send")
     assert last(page).locator(".words").inner_text() == "now it works"
     assert not page.is_visible("#wrong")
+
+
+def choose(page: Any, file: Path) -> str:
+    """What is said of it."""
+    page.set_input_files("#file", file)
+    page.locator("#wrong").wait_for()
+    assert not page.is_visible("#sound") and page.input_value("#file") == ""
+    return page.inner_text("#wrong")
+
+
+def test_a_file_beyond_the_servers_limits_is_refused_before_it_is_read(page: Any, tmp_path: Path) -> None:
+    page.evaluate("""() => {
+        const read = Blob.prototype.arrayBuffer;
+        window.reads = 0;
+        Blob.prototype.arrayBuffer = function () { window.reads += 1; return read.call(this); };
+    }""")
+    large = tmp_path / "large.wav"
+    with large.open("wb") as file:  # two hours
+        file.write(wav(0.1))
+        file.truncate(230_000_000)
+    assert choose(page, large) == "This file has 230 MB; the server takes at most 12.6 MB."
+    long = tmp_path / "long.wav"
+    long.write_bytes(wav(90))
+    assert choose(page, long) == "This sound lasts 90 s; the server hears at most 60 s."
+    assert page.evaluate("window.reads") == 0
+    page.set_input_files("#file", {"name": "a.wav", "mimeType": "audio/wav", "buffer": wav(2)})
+    page.locator("#heard").wait_for()
+    assert page.evaluate("window.reads") == 1 and not page.is_visible("#wrong")
+    page.click("#send")
+    assert last(page).locator(".words").inner_text() == "2.00 s"
+
+
+def test_a_conversation_that_has_outgrown_a_body_says_what_to_do(browser: Any) -> None:
+    with serving(Parrot(), body_bytes=100_000) as small:
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{small.port}/")
+        page.locator("#model", has_text="parrot").wait_for()
+        for number in range(2):
+            page.set_input_files("#file", {"name": "a.wav", "mimeType": "audio/wav", "buffer": wav(1.5)})
+            page.locator("#heard").wait_for()
+            page.click("#send")
+            page.locator("li.assistant[data-end], li.refused").nth(number).wait_for()
+        said = page.inner_text("#wrong")
+        page.close()
+    assert said == "The conversation with its sounds is larger than 0.1 MB, the most that the server takes: load the page anew."
 
 
 SIZES = [(1100, 700), (360, 640)]

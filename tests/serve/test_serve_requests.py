@@ -154,7 +154,7 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "not base64": (asking(recording("?")), 400, "not base64"),
     "broken audio": (asking(recording(BROKEN)), 400, "messages[0].content[0]: "),
     "no audio": (asking([sound(0)]), 400, "empty file"),
-    "long audio": (asking([sound(40), sound(21)]), 413, "at most 60 s"),
+    "long audio": (asking([sound(40), sound(21)]), 413, "61.0 s of audio in all messages; at most 60 s"),
     "units beyond": (asking([{"type": "units", "units": "[Hu999999]"}]), 400, "content[0].units"),
     "what the model cannot read": (asking("déjà vu"), 400, "not English"),
 }  # fmt: skip
@@ -188,6 +188,7 @@ def test_without_codec_and_vocoder_it_neither_hears_nor_speaks() -> None:
 def test_what_the_server_has_is_listed(server: Server) -> None:
     _, _, answer = server.send("GET", "/v1/models")
     model = json.loads(answer)["data"][0]
+    assert model["most"]["body_bytes"] == 2 << 20 and model["most"]["audio_s"] == 60
     assert model["id"] == "parrot" and model["most"]["voices"] == ["anna", "bert"] and model["most"]["hears"]
     status, headers, page = server.send("GET", "/")
     assert status == 200 and b"talk.js" in page and "default-src 'none'" in headers["content-security-policy"]

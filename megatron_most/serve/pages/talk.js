@@ -4,7 +4,7 @@
 const at = (id) => document.getElementById(id);
 const turns = []; // as the server takes them: {role, content}
 let heard = null; // {data, url}: the recording that goes with the next message
-let able = { voices: [], hears: false, sample_rate: 16000, audio_s: 60 };
+let able = { voices: [], hears: false, sample_rate: 16000, audio_s: 60, body_bytes: 16 << 20 };
 let asking = null; // an AbortController while an answer comes
 let recorder = null;
 let follows = true, seenTop = 0; // whether the newest answer is kept in view, and where the reader was
@@ -27,8 +27,17 @@ async function learn() {
 }
 
 function wrong(error) {
-  at("wrong").textContent = error ? error.message || String(error) : "";
+  at("wrong").textContent = error ? sentence(error.message || String(error)) : "";
   at("wrong").hidden = !error;
+}
+
+function sentence(words) { // where in the request it is wrong is for programs
+  const bare = words.replace(/^messages[\w.[\]]*: /, "").replace(/^max_tokens: /, "tokens: ");
+  return bare[0].toUpperCase() + bare.slice(1) + (/[.!?]$/.test(bare) ? "" : ".");
+}
+
+function size(bytes) {
+  return `${Number((bytes / 1e6).toPrecision(3))} MB`;
 }
 
 // --- sound ---
@@ -53,6 +62,30 @@ function wavFile(samples, rate) { // Int16Array -> a WAV file
   head.setUint16(32, 2, true); head.setUint16(34, 16, true);
   put(36, "data"); head.setUint32(40, size, true);
   return new Blob([head, samples], { type: "audio/wav" });
+}
+
+function seconds(url) { // that a sound lasts, NaN where the browser cannot tell
+  return new Promise((resolve) => {
+    const audio = new Audio();
+    audio.preload = "metadata";
+    audio.onloadedmetadata = () => resolve(audio.duration);
+    audio.onerror = () => resolve(NaN);
+    setTimeout(resolve, 3000, NaN);
+    audio.src = url;
+  });
+}
+
+async function choose(file) { // a large one would take the browser's memory in base64, only for the server to refuse it
+  wrong(null);
+  forget();
+  const most = able.body_bytes / 4 * 3; // base64 makes 4 bytes of 3
+  if (file.size > most) throw new Error(`This file has ${size(file.size)}; the server takes at most ${size(most)}.`);
+  const url = URL.createObjectURL(file), lasts = await seconds(url);
+  URL.revokeObjectURL(url);
+  if (Number.isFinite(lasts) && lasts > able.audio_s + 1) { // browsers tell some lengths by guess
+    throw new Error(`This sound lasts ${Math.round(lasts)} s; the server hears at most ${able.audio_s} s.`);
+  }
+  await hear(file);
 }
 
 async function hear(blob) { // what was recorded or chosen goes with the next message
@@ -178,10 +211,15 @@ async function ask(content) {
     body.modalities = ["text", "audio"];
     body.audio = { voice: at("voice").value || able.voices[0], format: "pcm16" };
   }
+  const whole = new Blob([JSON.stringify(body)]);
+  if (whole.size > able.body_bytes) {
+    const most = `${size(able.body_bytes)}, the most that the server takes`;
+    throw new Error(`The conversation with its sounds is larger than ${most}: load the page anew.`);
+  }
   const answer = await fetch("/v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
+    body: whole,
     signal: asking.signal,
   });
   if (!answer.ok) throw new Error((await answer.json()).error.message);
@@ -261,7 +299,10 @@ at("ask").addEventListener("submit", send);
 at("words").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey) send(event);
 });
-at("file").addEventListener("change", () => at("file").files[0] && hear(at("file").files[0]));
+at("file").addEventListener("change", () => {
+  const file = at("file").files[0];
+  if (file) choose(file).catch((error) => { forget(); wrong(error); });
+});
 at("forget").addEventListener("click", forget);
 at("record").addEventListener("click", () => record().catch(wrong));
 at("stop").addEventListener("click", () => asking && asking.abort());
