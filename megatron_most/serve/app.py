@@ -145,7 +145,7 @@ class _Server:
             answering = Answering(prompt, asked, self.partner, self._batches, self._voices, self.protection.patience_s)
         except Busy:
             raise Refused(503, "too many requests are waiting; try again soon", retry_s=5) from None
-        chat = Chat(self.partner, len(prompt.ids))
+        chat = Chat(self.partner, len(prompt.ids), asked.usage_apart)
         if asked.stream:
             headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
             return StreamingResponse(_stream(answering, chat), media_type="text/event-stream", headers=headers)
