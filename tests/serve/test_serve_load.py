@@ -20,7 +20,7 @@ def until(condition: object, seconds: float = 10.0) -> None:
 
 def test_a_hundred_at_once_each_get_their_own_answer() -> None:
     partner, before = Parrot(), threading.active_count()
-    with serving(partner, waiting=128) as server, ThreadPoolExecutor(100) as pool:
+    with serving(partner) as server, ThreadPoolExecutor(100) as pool:
         texts = [f"request number {n} slow" for n in range(100)]
         answers = list(pool.map(lambda text: server.ask(text, stream=False), texts))
         assert [status for status, _ in answers] == [200] * 100
@@ -40,6 +40,20 @@ def test_more_than_may_wait_are_told_to_come_again() -> None:
         assert set(codes) == {200, 503} and codes.count(200) >= 4
         refused = next(headers for status, headers, _ in found if status == 503)
         assert int({name.lower(): value for name, value in refused.items()}["retry-after"]) > 0
+        assert server.ask("again")[0] == 200
+
+
+def test_who_waits_beyond_patience_is_told_to_come_again() -> None:
+    with serving(Parrot(), rows=1, patience_s=0.5) as server, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(server.ask, "slow " * 40)
+        until(lambda: json.loads(server.send("GET", "/health")[2])["answering"] == 1)
+        status, headers, answer = server.post({"messages": [{"role": "user", "content": "x"}]})
+        error = json.loads(answer)["error"]
+        assert (status, error["type"]) == (503, "server_overloaded")
+        assert error["message"] == "no token came for 0.5 s; try again when the server has less to do"
+        assert int({name.lower(): value for name, value in headers.items()}["retry-after"]) > 0
+        assert server.stream("x")[-1]["error"] == error
+        assert first.result()[0] == 200
         assert server.ask("again")[0] == 200
 
 
