@@ -8,7 +8,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.serve.partners import Parrot, serving
+from megatron_most.serve.listening import HEAD_S, STALE_S
+from tests.serve.partners import Parrot, Server, serving
 
 
 def until(condition: object, seconds: float = 10.0) -> None:
@@ -136,6 +137,55 @@ def test_heads_that_do_not_end_hold_no_place() -> None:
         assert kept.getresponse().read() and kept.sock is not None
         kept.sock.sendall(b"GET /health HTTP/1.1\r\nX-A: ")
         assert is_closed(kept.sock)
+
+
+def flood(port: int, num: int, source: str) -> list[socket.socket]:
+    """Clients of this address that never end their heads."""
+    clients = []
+    for _ in range(num):
+        clients.append(socket.create_connection(("127.0.0.1", port), source_address=(source, 0)))
+        clients[-1].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-A: ")
+    return clients
+
+
+def health(server: Server, source: str) -> tuple[int, dict[str, str], bytes]:
+    connection = server.connect(source)
+    try:
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def test_one_clients_open_heads_shut_nobody_out() -> None:
+    with serving(Parrot(), waiting=20) as server:  # 144 connections, 36 from one address
+        clients = flood(server.port, 400, "127.0.0.2")
+        began = time.monotonic()
+        assert [server.ask("hello")[0] for _ in range(5)] == [200] * 5
+        time.sleep(STALE_S + 0.2)
+        assert health(server, "127.0.0.2")[0] == 200  # its own oldest head made room
+        assert time.monotonic() - began < HEAD_S / 2
+        for client in clients:
+            client.close()
+
+
+def test_more_connections_than_one_addresss_share_are_told_so() -> None:
+    with serving(Parrot(), waiting=20) as server:
+        kept = [server.connect("127.0.0.2") for _ in range(36)]
+        for connection in kept:  # between two requests a connection keeps its place
+            connection.request("GET", "/health")
+            assert connection.getresponse().read()
+        status, headers, answer = health(server, "127.0.0.2")
+        assert status == 503 and "36 connections of one address" in json.loads(answer)["error"]["message"]
+        assert int(headers["retry-after"]) > 0 and headers["connection"] == "close"
+        assert health(server, "127.0.0.3")[0] == 200
+        kept.pop().close()
+        until(lambda: health(server, "127.0.0.2")[0] == 200)
+        kept[0].request("GET", "/health")
+        assert kept[0].getresponse().status == 200
+        for connection in kept:
+            connection.close()
 
 
 def test_a_body_in_chunks_is_read() -> None:
