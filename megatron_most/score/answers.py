@@ -1,8 +1,9 @@
 """Is an answer right? As UltraEval-Audio has it for spoken questions.
 
 exist_match: the tokens of some reference answer stand in a row anywhere in what was said. exact_match: all that was
-said is some reference answer, but for case, punctuation and articles. A token is a run of letters, digits and combining
-marks, or any one other visible character; texts are decomposed (NFD) first, so that é is the same however it is spelt.
+said is some reference answer, but for case, punctuation and articles; where an answer is nothing else, they count, so
+that silence is never right (there UltraEval-Audio has two nothings equal). A token is a run of letters, digits and
+combining marks, or any one other visible character. é is the same however it is spelt.
 """
 
 from __future__ import annotations
@@ -31,7 +32,8 @@ def exist_match(answers: Sequence[str], said: str) -> bool:
 
 
 def exact_match(answers: Sequence[str], said: str) -> bool:
-    return _bare(said) in {_bare(answer) for answer in answers}
+    bare = _bare(said)
+    return bare != "" and bare in map(_bare, answers)
 
 
 def _tokens(text: str) -> list[str]:
@@ -51,4 +53,8 @@ def _kind(character: str) -> str:
 
 
 def _bare(text: str) -> str:
-    return " ".join(_ARTICLES.sub(" ", text.lower().translate(_NO_PUNCTUATION)).split())
+    # Composed: in the decomposed à, \b finds an article before the mark.
+    lower = unicodedata.normalize("NFC", text).lower()
+    words = lower.translate(_NO_PUNCTUATION)
+    left = (" ".join(kept.split()) for kept in (_ARTICLES.sub(" ", words), words, lower))
+    return next(filter(None, left), "")

@@ -46,13 +46,17 @@ class End:
 Event = Token | Sound | End
 
 
+class Late(Exception):
+    """No token came for too long; the message says so to the client."""
+
+
 class Answering:
     """`async for event in Answering(...)`; close it in any case, for nobody may listen any more."""
 
     def __init__(
         self, prompt: Prompt, asked: Asked, partner: Partner, batches: Batches, voices: Executor, patience_s: float
     ) -> None:
-        """Busy where too many wait. `patience_s`: without a token for so long, it gives up with a TimeoutError."""
+        """Busy where too many wait. `patience_s`: without a token for so long: Late."""
         self._partner, self._asked, self._voices, self._patience_s = partner, asked, voices, patience_s
         self._loop = asyncio.get_running_loop()
         self._events: asyncio.Queue[tuple[int, int] | Sound | End | Exception] = asyncio.Queue()
@@ -69,8 +73,12 @@ class Answering:
 
     async def __aiter__(self) -> AsyncIterator[Event]:
         while True:
-            async with asyncio.timeout(self._patience_s):
-                event = await self._events.get()
+            try:
+                async with asyncio.timeout(self._patience_s):
+                    event = await self._events.get()
+            except TimeoutError:
+                words = f"no token came for {self._patience_s:g} s; try again when the server has less to do"
+                raise Late(words) from None
             if isinstance(event, Exception):
                 raise event
             if isinstance(event, tuple):

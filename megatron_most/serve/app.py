@@ -28,7 +28,7 @@ from starlette.routing import Route
 
 from megatron_most.errors import MostError
 from megatron_most.runtime import get_logger
-from megatron_most.serve.answering import Answering, End, Sound, Token
+from megatron_most.serve.answering import Answering, End, Late, Sound, Token
 from megatron_most.serve.asked import Asked, Limits, Refused, read_request
 from megatron_most.serve.batches import Batches, Busy
 from megatron_most.serve.chunks import Chat
@@ -58,7 +58,7 @@ class Protection:
     """From one address."""
     rows: int = 8
     """Answers that are generated together."""
-    waiting: int = 64
+    waiting: int = 128
     patience_s: float = 120.0
     """Without a token for so long a request is given up."""
     key: str = ""
@@ -122,6 +122,7 @@ class _Server:
             "sample_rate": self.partner.sample_rate,
             "max_tokens": self.protection.limits.max_tokens,
             "audio_s": self.protection.limits.audio_s,
+            "body_bytes": self.protection.body_bytes,
         }
         return JSONResponse({"object": "list", "data": [{**model, "most": most}]})
 
@@ -144,7 +145,7 @@ class _Server:
             answering = Answering(prompt, asked, self.partner, self._batches, self._voices, self.protection.patience_s)
         except Busy:
             raise Refused(503, "too many requests are waiting; try again soon", retry_s=5) from None
-        chat = Chat(self.partner, len(prompt.ids))
+        chat = Chat(self.partner, len(prompt.ids), asked.usage_apart)
         if asked.stream:
             headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
             return StreamingResponse(_stream(answering, chat), media_type="text/event-stream", headers=headers)
@@ -157,7 +158,10 @@ class _Server:
             await asyncio.wait({gone, answer}, return_when=asyncio.FIRST_COMPLETED)
             if not answer.done():
                 return Response(status_code=499)  # nobody reads it
-            texts, waves, tokens, why = await answer
+            try:
+                texts, waves, tokens, why = await answer
+            except Late as error:
+                raise Refused(503, str(error), retry_s=5) from None
         finally:
             answering.close()
             gone.cancel()
@@ -216,9 +220,9 @@ async def _until_gone(request: Request) -> None:
 
 
 def _failed(error: Exception) -> dict[str, Any]:
+    if isinstance(error, Late):
+        return Refused(503, str(error)).body()
     words = str(error) if isinstance(error, MostError) else "the answer could not be made; the server's log says why"
-    if isinstance(error, TimeoutError):
-        words = "no token came for too long; try again when the server has less to do"
     return {"error": {"message": words, "type": "server_error", "param": None, "code": None}}
 
 

@@ -30,6 +30,10 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Settings that this server does not have, with the values that ask for nothing."""
 
 
+_TEMPERATURES = (1e-5, 2)
+"""To draw with: OpenAI's, down to what Settings can divide by."""
+
+
 class Refused(Exception):
     """The request is at fault, or comes at a bad time."""
 
@@ -72,6 +76,8 @@ class Asked:
     """"": text alone was asked for."""
     audio_format: str
     stream: bool
+    usage_apart: bool
+    """A stream ends with a chunk for what was used alone."""
 
 
 def read_request(body: Any, partner: Partner, limits: Limits) -> Asked:
@@ -96,7 +102,25 @@ def read_request(body: Any, partner: Partner, limits: Limits) -> Asked:
         voice=voice,
         audio_format=audio_format,
         stream=stream,
+        usage_apart=_usage_apart(body.get("stream_options"), stream),
     )
+
+
+def _usage_apart(options: Any, stream: bool) -> bool:
+    if options is None:
+        return False
+    if not stream:
+        raise Refused(400, "stream_options: only with stream = true; leave it out", "stream_options")
+    if not isinstance(options, dict):
+        raise Refused(400, "stream_options: give an object", "stream_options")
+    for name, value in options.items():
+        if name != "include_usage" and value not in (None, False):
+            where = f"stream_options.{name[:100]}"
+            raise Refused(400, f"{where}: this server has no such setting; leave it out", where)
+    wanted = options.get("include_usage") or False
+    if not isinstance(wanted, bool):
+        raise Refused(400, "stream_options.include_usage: give true or false", "stream_options.include_usage")
+    return wanted
 
 
 def _speech(body: dict[str, Any], partner: Partner, stream: bool) -> tuple[str, str]:
@@ -129,8 +153,10 @@ def _settings(body: dict[str, Any], speaks: bool, limits: Limits) -> Settings:
     for name, value in given.items():
         if isinstance(value, bool) or not isinstance(value, int | float) or not is_finite(value):
             raise Refused(400, f"{name}: not a number", name)
-    if given.get("temperature", 0) > 2:
-        raise Refused(400, "temperature: give 0 to 2", "temperature")
+    least, hottest = _TEMPERATURES
+    if given.get("temperature", 0) != 0 and not least <= given["temperature"] <= hottest:
+        words = f"give 0 for the likeliest token, or {least:g} to {hottest:g} to draw"
+        raise Refused(400, f"temperature: {words}", "temperature")
     name = "max_completion_tokens" if body.get("max_completion_tokens") is not None else "max_tokens"
     most = body.get(name)
     if most is None:
@@ -147,7 +173,7 @@ def _turns(messages: Any, partner: Partner, limits: Limits) -> tuple[Turn, ...]:
     if not isinstance(messages, list) or not messages:
         raise Refused(400, "messages: give a list of at least one message", "messages")
     if len(messages) > limits.messages:
-        raise Refused(400, f"messages: {len(messages)} of them, at most {limits.messages} are taken", "messages")
+        raise Refused(400, f"messages: {len(messages)} messages; at most {limits.messages} are taken", "messages")
     reader = _Reader(partner, limits)
     turns = tuple(reader.turn(message, f"messages[{n}]") for n, message in enumerate(messages))
     if turns[-1].role != "user":
@@ -214,13 +240,11 @@ class _Reader:
     def _read(self, path: Path, where: str) -> Wave:
         try:
             found = probe(path)
-            if found.duration > self._seconds:
-                raise Refused(
-                    413,
-                    f"{where}: {found.duration:.1f} s of audio; at most {self._limits.audio_s:g} s a request",
-                    where,
-                )
             self._seconds -= found.duration
+            if self._seconds < 0:
+                most = self._limits.audio_s
+                words = f"{most - self._seconds:.1f} s of audio in all messages; at most {most:g} s are taken"
+                raise Refused(413, f"{where}: {words}", where)
             return read_span(path, sample_rate=self._partner.sample_rate)
         except AudioError as error:
             detail = error.detail.replace(f"{path}: ", "").replace(str(path), "the recording")

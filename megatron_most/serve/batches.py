@@ -55,7 +55,7 @@ class Busy(Exception):
 class Batches:
     """`with Batches(partner) as batches: batches.add(job)`."""
 
-    def __init__(self, partner: Partner, *, rows: int = 8, waiting: int = 64) -> None:
+    def __init__(self, partner: Partner, *, rows: int = 8, waiting: int = 128) -> None:
         self._partner, self._rows, self._waiting = partner, rows, waiting
         self._queue: deque[Job] = deque()
         self._changed = threading.Condition()

@@ -26,8 +26,10 @@ _FINISH = {"eos": "stop", "length": "length"}
 class Chat:
     """What all chunks of one answer have in common."""
 
-    def __init__(self, partner: Partner, num_prompt: int) -> None:
+    def __init__(self, partner: Partner, num_prompt: int, usage_apart: bool = False) -> None:
+        """`usage_apart`: a stream tells what was used in a chunk of its own, without choices, and null before it."""
         self._partner, self._num_prompt, self._num_tokens = partner, num_prompt, 0
+        self._usage_apart = usage_apart
         self.id, self._audio_id = f"chatcmpl-{secrets.token_hex(12)}", f"audio_{secrets.token_hex(12)}"
         self._created = int(time.time())
 
@@ -50,7 +52,12 @@ class Chat:
 
     def end(self, why: str) -> bytes:
         """The last events of a stream."""
-        return self._event({}, finish=_FINISH.get(why, why), usage=self._usage()) + b"data: [DONE]\n\n"
+        finish, used = _FINISH.get(why, why), {"usage": self._usage()}
+        if self._usage_apart:
+            events = self._event({}, finish=finish) + self._chunk({"choices": [], **used})
+        else:
+            events = self._event({}, finish=finish, **used)
+        return events + b"data: [DONE]\n\n"
 
     def whole(
         self, text: str, wave: Wave | None, audio_format: str, tokens: Sequence[Token], why: str
@@ -70,7 +77,10 @@ class Chat:
 
     def _event(self, delta: dict[str, Any], finish: str | None = None, **more: Any) -> bytes:
         choice = {"index": 0, "delta": delta, "finish_reason": finish, "logprobs": None}
-        content = {**self._head("chat.completion.chunk"), "choices": [choice], **more}
+        return self._chunk({"choices": [choice], **({"usage": None} if self._usage_apart else {}), **more})
+
+    def _chunk(self, more: dict[str, Any]) -> bytes:
+        content = {**self._head("chat.completion.chunk"), **more}
         return f"data: {json.dumps(content, ensure_ascii=False)}\n\n".encode()
 
     def _head(self, kind: str) -> dict[str, Any]:

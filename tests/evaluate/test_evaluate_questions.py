@@ -168,6 +168,9 @@ def test_answers_in_speech_are_heard_before_they_are_compared(spoken, tmp_path):
         ("not json", "cannot be read as a question"),
         ('{"WavPath": "a.wav"}', "needs a sound .* and an answer"),
         ('{"WavPath": "a.wav", "Answer": [3]}', "are no texts"),
+        ('{"WavPath": "a.wav", "answer": 42}', "answers 42 are no texts; write a text, or a list of texts"),
+        ('{"WavPath": "a.wav", "answer": 0}', "answers 0 are no texts"),
+        ('{"WavPath": "a.wav", "answer": {"value": "Paris"}}', "are no texts"),
         ('{"WavPath": "a.wav", "Answer": ["  "]}', "holds no letter"),
         ('{"WavPath": "../a.wav", "Answer": "x"}', "leads out of"),
         ("", "holds no question"),
@@ -177,6 +180,17 @@ def test_bad_questions_are_refused_by_their_line(tmp_path, line, complaint):
     (tmp_path / "q.jsonl").write_text(f"{line}\n" if line else "")
     with pytest.raises(DataError, match=complaint):
         read_questions(tmp_path / "q.jsonl")
+
+
+def test_lines_without_words_are_skipped_and_a_second_row_of_an_id_is_refused(tmp_path):
+    file = tmp_path / "q.jsonl"
+    row = '{"id": "%s", "WavPath": "a.wav", "Answer": "x"}\n'
+    file.write_text("\n" + row % "one" + "  \r\n\n" + '{"id": null, "WavPath": "a.wav", "Answer": "x"}\n\n')
+    assert [question.id for question in read_questions(file)] == ["one", "5"]
+    file.write_text(row % "one" + row % "two" + row % "one")
+    with pytest.raises(DataError, match=r"q.jsonl, line 3: 'one' is the id of line 1 too; give each question its own"):
+        read_questions(file)
+    assert len(read_questions(file, limit=2)) == 2
 
 
 def test_a_question_without_sound_is_left_out_with_its_reason(spoken, learnt, tmp_path):

@@ -39,6 +39,32 @@ def test_matches_are_those_of_ultraeval_audio(answers, said, exists, is_exact):
     assert exact_match(answers, said) is is_exact
 
 
+@pytest.mark.parametrize(
+    ("answers", "said", "is_exact"),
+    [
+        (["A"], "", False),
+        (["A"], "...", False),
+        (["A"], "A.", True),
+        (["A"], "the", False),
+        (["The The"], "the the", True),
+        (["+"], "+", True),
+        (["+"], "-", False),
+        (["+"], "", False),
+        (["A", "B"], "the B", True),
+    ],
+)
+def test_silence_is_no_answer_and_an_answer_of_articles_or_signs_alone_is_itself(answers, said, is_exact):
+    """UltraEval-Audio's are all nothing, and equal; here it is left."""
+    assert exact_match(answers, said) is is_exact
+
+
+@pytest.mark.parametrize("match", [exact_match, exist_match])
+def test_a_letter_is_the_same_however_it_is_spelt(match):
+    composed, decomposed = "caf\u00e9 \u00e0 la carte", "cafe\u0301 a\u0300 la carte"
+    assert match([composed], decomposed) and match([decomposed], composed)
+    assert not match(["\u00e0 la"], "\u00e9 la") and not match(["a\u0300 la"], "la")  # no article
+
+
 def test_an_answer_without_a_sign_is_refused():
     with pytest.raises(DataError, match="holds no letter"):
         exist_match(["", "Paris"], "anything")

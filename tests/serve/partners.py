@@ -105,8 +105,9 @@ class Server:
     def __init__(self, port: int) -> None:
         self.port = port
 
-    def connect(self) -> http.client.HTTPConnection:
-        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30)
+    def connect(self, source: str = "127.0.0.1") -> http.client.HTTPConnection:
+        """As a client of this address of the loopback."""
+        return http.client.HTTPConnection("127.0.0.1", self.port, timeout=30, source_address=(source, 0))
 
     def send(
         self, method: str, path: str, body: bytes | None = None, **headers: str
@@ -142,9 +143,10 @@ class Server:
 def serving(partner: Any, **protection: Any) -> Iterator[Server]:
     """A server of this partner on a free port, ended afterwards."""
     head_s = protection.pop("head_s", HEAD_S)
-    app = make_app(partner, Protection(**{"requests_a_minute": 100_000, **protection}))
-    listener = socket.create_server(("127.0.0.1", 0), backlog=256)
-    config = listening(app, waiting=64, head_s=head_s, log_level="critical", timeout_graceful_shutdown=1)
+    protected = Protection(**{"requests_a_minute": 100_000, **protection})
+    app = make_app(partner, protected)
+    listener = socket.create_server(("127.0.0.1", 0), backlog=1024)
+    config = listening(app, waiting=protected.waiting, head_s=head_s, log_level="critical", timeout_graceful_shutdown=1)
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()

@@ -8,7 +8,8 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 
-from tests.serve.partners import Parrot, serving
+from megatron_most.serve.listening import HEAD_S, STALE_S
+from tests.serve.partners import Parrot, Server, serving
 
 
 def until(condition: object, seconds: float = 10.0) -> None:
@@ -20,7 +21,7 @@ def until(condition: object, seconds: float = 10.0) -> None:
 
 def test_a_hundred_at_once_each_get_their_own_answer() -> None:
     partner, before = Parrot(), threading.active_count()
-    with serving(partner, waiting=128) as server, ThreadPoolExecutor(100) as pool:
+    with serving(partner) as server, ThreadPoolExecutor(100) as pool:
         texts = [f"request number {n} slow" for n in range(100)]
         answers = list(pool.map(lambda text: server.ask(text, stream=False), texts))
         assert [status for status, _ in answers] == [200] * 100
@@ -40,6 +41,20 @@ def test_more_than_may_wait_are_told_to_come_again() -> None:
         assert set(codes) == {200, 503} and codes.count(200) >= 4
         refused = next(headers for status, headers, _ in found if status == 503)
         assert int({name.lower(): value for name, value in refused.items()}["retry-after"]) > 0
+        assert server.ask("again")[0] == 200
+
+
+def test_who_waits_beyond_patience_is_told_to_come_again() -> None:
+    with serving(Parrot(), rows=1, patience_s=0.5) as server, ThreadPoolExecutor(1) as pool:
+        first = pool.submit(server.ask, "slow " * 40)
+        until(lambda: json.loads(server.send("GET", "/health")[2])["answering"] == 1)
+        status, headers, answer = server.post({"messages": [{"role": "user", "content": "x"}]})
+        error = json.loads(answer)["error"]
+        assert (status, error["type"]) == (503, "server_overloaded")
+        assert error["message"] == "no token came for 0.5 s; try again when the server has less to do"
+        assert int({name.lower(): value for name, value in headers.items()}["retry-after"]) > 0
+        assert server.stream("x")[-1]["error"] == error
+        assert first.result()[0] == 200
         assert server.ask("again")[0] == 200
 
 
@@ -122,6 +137,55 @@ def test_heads_that_do_not_end_hold_no_place() -> None:
         assert kept.getresponse().read() and kept.sock is not None
         kept.sock.sendall(b"GET /health HTTP/1.1\r\nX-A: ")
         assert is_closed(kept.sock)
+
+
+def flood(port: int, num: int, source: str) -> list[socket.socket]:
+    """Clients of this address that never end their heads."""
+    clients = []
+    for _ in range(num):
+        clients.append(socket.create_connection(("127.0.0.1", port), source_address=(source, 0)))
+        clients[-1].sendall(b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nX-A: ")
+    return clients
+
+
+def health(server: Server, source: str) -> tuple[int, dict[str, str], bytes]:
+    connection = server.connect(source)
+    try:
+        connection.request("GET", "/health")
+        answer = connection.getresponse()
+        return answer.status, {name.lower(): value for name, value in answer.getheaders()}, answer.read()
+    finally:
+        connection.close()
+
+
+def test_one_clients_open_heads_shut_nobody_out() -> None:
+    with serving(Parrot(), waiting=20) as server:  # 144 connections, 36 from one address
+        clients = flood(server.port, 400, "127.0.0.2")
+        began = time.monotonic()
+        assert [server.ask("hello")[0] for _ in range(5)] == [200] * 5
+        time.sleep(STALE_S + 0.2)
+        assert health(server, "127.0.0.2")[0] == 200  # its own oldest head made room
+        assert time.monotonic() - began < HEAD_S / 2
+        for client in clients:
+            client.close()
+
+
+def test_more_connections_than_one_addresss_share_are_told_so() -> None:
+    with serving(Parrot(), waiting=20) as server:
+        kept = [server.connect("127.0.0.2") for _ in range(36)]
+        for connection in kept:  # between two requests a connection keeps its place
+            connection.request("GET", "/health")
+            assert connection.getresponse().read()
+        status, headers, answer = health(server, "127.0.0.2")
+        assert status == 503 and "36 connections of one address" in json.loads(answer)["error"]["message"]
+        assert int(headers["retry-after"]) > 0 and headers["connection"] == "close"
+        assert health(server, "127.0.0.3")[0] == 200
+        kept.pop().close()
+        until(lambda: health(server, "127.0.0.2")[0] == 200)
+        kept[0].request("GET", "/health")
+        assert kept[0].getresponse().status == 200
+        for connection in kept:
+            connection.close()
 
 
 def test_a_body_in_chunks_is_read() -> None:

@@ -121,12 +121,124 @@ def test_what_is_wrong_is_said(page: Any) -> None:
     page.set_input_files("#file", {"name": "a.wav", "mimeType": "audio/wav", "buffer": b"RIFF and nothing more"})
     page.click("#send")
     page.locator("#wrong").wait_for()
-    assert "messages[0].content[0]" in page.inner_text("#wrong")
+    assert page.inner_text("#wrong").startswith("Unreadable audio: ")  # where it stood is for programs
+    assert "messages" not in page.inner_text("#wrong") and page.inner_text("#wrong").endswith(".")
     page.click("#forget")
     page.fill("#words", "now it works")
     page.click("#send")
     assert last(page).locator(".words").inner_text() == "now it works"
     assert not page.is_visible("#wrong")
+
+
+def choose(page: Any, file: Path) -> str:
+    """What is said of it."""
+    page.set_input_files("#file", file)
+    page.locator("#wrong").wait_for()
+    assert not page.is_visible("#sound") and page.input_value("#file") == ""
+    return page.inner_text("#wrong")
+
+
+def test_a_file_beyond_the_servers_limits_is_refused_before_it_is_read(page: Any, tmp_path: Path) -> None:
+    page.evaluate("""() => {
+        const read = Blob.prototype.arrayBuffer;
+        window.reads = 0;
+        Blob.prototype.arrayBuffer = function () { window.reads += 1; return read.call(this); };
+    }""")
+    large = tmp_path / "large.wav"
+    with large.open("wb") as file:  # two hours
+        file.write(wav(0.1))
+        file.truncate(230_000_000)
+    assert choose(page, large) == "This file has 230 MB; the server takes at most 12.6 MB."
+    long = tmp_path / "long.wav"
+    long.write_bytes(wav(90))
+    assert choose(page, long) == "This sound lasts 90 s; the server hears at most 60 s."
+    assert page.evaluate("window.reads") == 0
+    page.set_input_files("#file", {"name": "a.wav", "mimeType": "audio/wav", "buffer": wav(2)})
+    page.locator("#heard").wait_for()
+    assert page.evaluate("window.reads") == 1 and not page.is_visible("#wrong")
+    page.click("#send")
+    assert last(page).locator(".words").inner_text() == "2.00 s"
+
+
+def test_a_conversation_that_has_outgrown_a_body_says_what_to_do(browser: Any) -> None:
+    with serving(Parrot(), body_bytes=100_000) as small:
+        page = browser.new_page()
+        page.goto(f"http://127.0.0.1:{small.port}/")
+        page.locator("#model", has_text="parrot").wait_for()
+        for number in range(2):
+            page.set_input_files("#file", {"name": "a.wav", "mimeType": "audio/wav", "buffer": wav(1.5)})
+            page.locator("#heard").wait_for()
+            page.click("#send")
+            page.locator("li.assistant[data-end], li.refused").nth(number).wait_for()
+        said = page.inner_text("#wrong")
+        page.close()
+    assert said.startswith("The conversation with its sounds is larger than 0.1 MB, the most that the server takes")
+
+
+SIZES = [(1100, 700), (360, 640)]
+WATCH = """() => {
+    // Made after the page's own observer, so it is told in the same frame, after the page has scrolled.
+    window.hidden = -Infinity;
+    const under = () => document.querySelector("#turns > :last-child").getBoundingClientRect().bottom
+        - document.getElementById("ask").getBoundingClientRect().top;
+    const observer = new ResizeObserver(() => { window.hidden = Math.max(window.hidden, under()); });
+    observer.observe(document.getElementById("turns"));
+}"""
+
+
+def under_the_form(page: Any) -> bool:
+    """Whether any message shows through below the form's own parts."""
+    return page.evaluate("""() => {
+        const form = document.getElementById("ask"), box = form.getBoundingClientRect();
+        const places = [0.1, 0.3, 0.5, 0.7, 0.9].map((part) => box.top + part * box.height);
+        const shown = places.flatMap((y) => document.elementsFromPoint(box.left + box.width / 2, y));
+        return shown.some((element) => element.closest("#turns"));
+    }""")
+
+
+def say(page: Any, words: str, number: int) -> None:
+    """The message of this number, and its answer to the end."""
+    page.fill("#words", words)
+    page.click("#send")
+    page.locator("li.assistant[data-end]").nth(number).wait_for()
+
+
+@pytest.mark.parametrize(("width", "height"), SIZES)
+def test_the_newest_answer_stays_above_the_form_while_it_grows(page: Any, width: int, height: int) -> None:
+    page.set_viewport_size({"width": width, "height": height})
+    page.check("#speak")
+    for number in range(3):
+        say(page, "say it once more", number)
+    page.evaluate(WATCH)
+    say(page, "slow and long " * 8, 3)
+    page.wait_for_timeout(200)
+    assert -height < page.evaluate("window.hidden") <= 0
+    assert page.locator("li").count() == 8 and not under_the_form(page)
+    last_box, form = page.locator("li").last.bounding_box(), page.locator("#ask").bounding_box()
+    assert 0 < last_box["y"] + last_box["height"] <= form["y"] and form["y"] + form["height"] <= height
+    page.mouse.move(width / 2, 20)
+    page.mouse.wheel(0, -200)
+    page.wait_for_timeout(300)
+    assert not under_the_form(page)
+
+
+def test_who_has_scrolled_up_is_left_there_until_the_next_message(page: Any) -> None:
+    page.set_viewport_size({"width": 360, "height": 640})
+    for number in range(3):
+        say(page, "say it once more", number)
+    page.fill("#words", "slow and long " * 8)
+    page.click("#send")
+    page.locator("li.assistant").nth(3).locator(".token").nth(5).wait_for()
+    page.mouse.move(180, 20)
+    page.mouse.wheel(0, -400)
+    page.wait_for_timeout(300)
+    seen = page.locator("li").first.bounding_box()["y"]
+    assert page.locator("li.assistant[data-end]").count() == 3
+    page.locator("li.assistant[data-end]").nth(3).wait_for()
+    assert page.locator("li").first.bounding_box()["y"] == seen
+    say(page, "next", 4)
+    last_box = page.locator("li").last.bounding_box()
+    assert last_box["y"] + last_box["height"] <= page.locator("#ask").bounding_box()["y"]
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])

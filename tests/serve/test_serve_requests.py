@@ -66,6 +66,17 @@ def test_a_stream_is_the_whole_answer_in_pieces(server: Server) -> None:
     assert len({event["id"] for event in events[:-1]}) == 1
 
 
+def test_usage_comes_in_a_chunk_of_its_own_where_asked_for(server: Server) -> None:
+    plain = server.stream("so it is", stream_options=None)
+    events = server.stream("so it is", stream_options={"include_usage": True})
+    assert events[-1] == "[DONE]" and events[-2]["choices"] == []
+    assert events[-2]["usage"] == {"prompt_tokens": 9, "completion_tokens": 9, "total_tokens": 18}
+    assert events[-2]["object"] == "chat.completion.chunk" and events[-2]["id"] == events[0]["id"]
+    assert all(event["usage"] is None for event in events[:-2])
+    assert events[-3]["choices"][0]["finish_reason"] == "stop" and len(events) == len(plain) + 1
+    assert len(server.stream("so it is", stream_options={"include_usage": False})) == len(plain)
+
+
 @pytest.mark.parametrize("kind", ["WAV", "FLAC", "OGG"])
 def test_recordings_of_any_format_are_heard_at_the_partners_rate(server: Server, kind: str) -> None:
     status, answer = server.ask([{"type": "text", "text": "hear"}, sound(1.5, 44100, kind)])
@@ -118,6 +129,7 @@ def recording(data: str) -> list[dict[str, Any]]:
     return [{"type": "input_audio", "input_audio": {"data": data}}]
 
 
+TEMPERATURES = "temperature: give 0 for the likeliest token, or 1e-05 to 2 to draw"
 BROKEN = base64.b64encode(b"RIFF\x24\x00\x00\x00WAVEfmt broken").decode()
 BAD: dict[str, tuple[Any, int, str]] = {
     "no json": (b"{", 400, "not JSON"),
@@ -135,8 +147,13 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "unknown field": (asking("x") | {"speed": 2}, 400, "speed: this server has no"),
     "many answers": (asking("x") | {"n": 2}, 400, "n: "),
     "tools": (asking("x") | {"tools": [{}]}, 400, "tools: "),
-    "hot": (asking("x") | {"temperature": 9}, 400, "temperature: "),
-    "cold": (asking("x") | {"temperature": 1e-40}, 400, "temperature = 1e-40: out of range"),
+    "hot": (asking("x") | {"temperature": 9}, 400, TEMPERATURES),
+    "cold": (asking("x") | {"temperature": 1e-40}, 400, TEMPERATURES),
+    "below zero": (asking("x") | {"temperature": -1}, 400, TEMPERATURES),
+    "options of no stream": (asking("x") | {"stream_options": {"include_usage": True}}, 400, "stream_options: only"),
+    "options in a list": (asking("x") | {"stream": True, "stream_options": []}, 400, "stream_options: give an object"),
+    "an unknown option": (asking("x") | {"stream": True, "stream_options": {"pace": 2}}, 400, "stream_options.pace: "),
+    "odd usage": (asking("x") | {"stream": True, "stream_options": {"include_usage": 1}}, 400, "give true or false"),
     "a word": (asking("x") | {"top_p": "all"}, 400, "top_p: not a number"),
     "nan": (b'{"messages": [{"role": "user", "content": "x"}], "top_p": NaN}', 400, "top_p: not a number"),
     "no float": (asking("x") | {"temperature": 10**400}, 400, "temperature: not a number"),
@@ -154,7 +171,7 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "not base64": (asking(recording("?")), 400, "not base64"),
     "broken audio": (asking(recording(BROKEN)), 400, "messages[0].content[0]: "),
     "no audio": (asking([sound(0)]), 400, "empty file"),
-    "long audio": (asking([sound(40), sound(21)]), 413, "at most 60 s"),
+    "long audio": (asking([sound(40), sound(21)]), 413, "61.0 s of audio in all messages; at most 60 s"),
     "units beyond": (asking([{"type": "units", "units": "[Hu999999]"}]), 400, "content[0].units"),
     "what the model cannot read": (asking("déjà vu"), 400, "not English"),
 }  # fmt: skip
@@ -188,6 +205,7 @@ def test_without_codec_and_vocoder_it_neither_hears_nor_speaks() -> None:
 def test_what_the_server_has_is_listed(server: Server) -> None:
     _, _, answer = server.send("GET", "/v1/models")
     model = json.loads(answer)["data"][0]
+    assert model["most"]["body_bytes"] == 2 << 20 and model["most"]["audio_s"] == 60
     assert model["id"] == "parrot" and model["most"]["voices"] == ["anna", "bert"] and model["most"]["hears"]
     status, headers, page = server.send("GET", "/")
     assert status == 200 and b"talk.js" in page and "default-src 'none'" in headers["content-security-policy"]

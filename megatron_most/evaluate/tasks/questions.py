@@ -42,23 +42,30 @@ class Question:
 def read_questions(path: Path, limit: int | None = None) -> list[Question]:
     """All of them, every line checked."""
     questions: list[Question] = []
+    line_of: dict[str, int] = {}
     with open_file(path, remedy="give a file of questions as JSON lines") as file:
         for number, raw in enumerate(file, 1):
             if limit is not None and len(questions) == limit:
                 break
+            if not raw.strip():
+                continue
             where = f"{path}, line {number}"
             try:
                 row = json.loads(raw)
                 if not isinstance(row, dict):
                     raise ValueError("not an object")
                 audio = next(row[name] for name in _AUDIO if isinstance(row.get(name), str))
-                answers = _answers(next(row[name] for name in _ANSWERS if row.get(name)))
+                answers = _answers(next(row[name] for name in _ANSWERS if row.get(name) not in (None, "", [])))
             except StopIteration:
                 needed = f"a sound ({' or '.join(_AUDIO)}) and an answer ({' or '.join(_ANSWERS)})"
                 raise DataError(f"{where}: needs {needed}") from None
             except (ValueError, TypeError) as error:
                 raise DataError(f"{where}: cannot be read as a question: {error}") from error
-            questions.append(Question(str(row.get("id", number)), confine(path.parent, audio), answers))
+            id = str(number if row.get("id") is None else row["id"])
+            if id in line_of:
+                raise DataError(f"{where}: {id!r} is the id of line {line_of[id]} too; give each question its own")
+            line_of[id] = number
+            questions.append(Question(id, confine(path.parent, audio), answers))
     if not questions:
         raise DataError(f"{path}: holds no question")
     return questions
@@ -68,9 +75,9 @@ def _answers(found: Any) -> tuple[str, ...]:
     """A text, a list of texts, or a list written out as JSON."""
     if isinstance(found, str) and found.lstrip().startswith("["):
         found = json.loads(found)
-    answers = (found,) if isinstance(found, str) else tuple(found)
+    answers = (found,) if isinstance(found, str) else tuple(found) if isinstance(found, list) else ()
     if not answers or not all(isinstance(answer, str) and any(map(str.isprintable, answer)) for answer in answers):
-        raise ValueError(f"answers {str(found)[:80]} are no texts")
+        raise ValueError(f"answers {str(found)[:80]} are no texts; write a text, or a list of texts")
     exist_match(answers, "")  # an answer without a sign to look for is refused now, not at the end
     return answers
 

@@ -4,9 +4,10 @@
 const at = (id) => document.getElementById(id);
 const turns = []; // as the server takes them: {role, content}
 let heard = null; // {data, url}: the recording that goes with the next message
-let able = { voices: [], hears: false, sample_rate: 16000, audio_s: 60 };
+let able = { voices: [], hears: false, sample_rate: 16000, audio_s: 60, body_bytes: 16 << 20 };
 let asking = null; // an AbortController while an answer comes
 let recorder = null;
+let follows = true, seenTop = 0; // whether the newest answer is kept in view, and where the reader was
 
 async function learn() {
   const answer = await fetch("/v1/models");
@@ -26,8 +27,17 @@ async function learn() {
 }
 
 function wrong(error) {
-  at("wrong").textContent = error ? error.message || String(error) : "";
+  at("wrong").textContent = error ? sentence(error.message || String(error)) : "";
   at("wrong").hidden = !error;
+}
+
+function sentence(words) { // where in the request it is wrong is for programs
+  const bare = words.replace(/^messages[\w.[\]]*: /, "").replace(/^max_tokens: /, "tokens: ");
+  return bare[0].toUpperCase() + bare.slice(1) + (/[.!?]$/.test(bare) ? "" : ".");
+}
+
+function size(bytes) {
+  return `${Number((bytes / 1e6).toPrecision(3))} MB`;
 }
 
 // --- sound ---
@@ -52,6 +62,30 @@ function wavFile(samples, rate) { // Int16Array -> a WAV file
   head.setUint16(32, 2, true); head.setUint16(34, 16, true);
   put(36, "data"); head.setUint32(40, size, true);
   return new Blob([head, samples], { type: "audio/wav" });
+}
+
+function seconds(url) { // that a sound lasts, NaN where the browser cannot tell
+  return new Promise((resolve) => {
+    const audio = new Audio();
+    audio.preload = "metadata";
+    audio.onloadedmetadata = () => resolve(audio.duration);
+    audio.onerror = () => resolve(NaN);
+    setTimeout(resolve, 3000, NaN);
+    audio.src = url;
+  });
+}
+
+async function choose(file) { // a large one would take the browser's memory in base64, only for the server to refuse it
+  wrong(null);
+  forget();
+  const most = able.body_bytes / 4 * 3; // base64 makes 4 bytes of 3
+  if (file.size > most) throw new Error(`This file has ${size(file.size)}; the server takes at most ${size(most)}.`);
+  const url = URL.createObjectURL(file), lasts = await seconds(url);
+  URL.revokeObjectURL(url);
+  if (Number.isFinite(lasts) && lasts > able.audio_s + 1) { // browsers tell some lengths by guess
+    throw new Error(`This sound lasts ${Math.round(lasts)} s; the server hears at most ${able.audio_s} s.`);
+  }
+  await hear(file);
 }
 
 async function hear(blob) { // what was recorded or chosen goes with the next message
@@ -93,6 +127,21 @@ async function record() {
   at("record").classList.add("on");
 }
 
+// --- what is in view ---
+
+function keepUp() {
+  if (!follows) return;
+  at("talk").scrollTop = at("talk").scrollHeight;
+  seenTop = at("talk").scrollTop;
+}
+
+function notice() { // only the reader moves up; what grows, or makes room, does not
+  const { scrollTop, scrollHeight, clientHeight } = at("talk"), left = scrollHeight - clientHeight - scrollTop;
+  if (scrollTop < seenTop && left > 1) follows = false;
+  else if (left < 24) follows = true;
+  seenTop = scrollTop;
+}
+
 // --- a turn on the page ---
 
 function show(role, words, sound) {
@@ -106,7 +155,8 @@ function show(role, words, sound) {
   if (role === "assistant") li.append(tokens, experts);
   if (sound) li.append(player(sound));
   at("turns").append(li);
-  li.scrollIntoView({ block: "end" });
+  follows = true;
+  keepUp();
   return { li, text, tokens, experts };
 }
 
@@ -127,8 +177,9 @@ function showToken(place, token) {
   span.className = `token ${token.modality}`;
   span.textContent = token.text.replaceAll("\n", "\u21b5").replaceAll("\uff5c", "|").replaceAll("\u2581", "_") || "\u00b7";
   span.title = `id ${token.id}, ${token.modality}, ${token.experts} experts`;
+  const isAtEnd = place.scrollHeight - place.clientHeight - place.scrollTop < 8;
   place.append(span);
-  place.scrollTop = place.scrollHeight;
+  if (isAtEnd) place.scrollTop = place.scrollHeight;
 }
 
 // --- asking ---
@@ -160,10 +211,15 @@ async function ask(content) {
     body.modalities = ["text", "audio"];
     body.audio = { voice: at("voice").value || able.voices[0], format: "pcm16" };
   }
+  const whole = new Blob([JSON.stringify(body)]);
+  if (whole.size > able.body_bytes) {
+    const most = `${size(able.body_bytes)}, the most that the server takes`;
+    throw new Error(`The conversation with its sounds is larger than ${most}: load the page anew.`);
+  }
   const answer = await fetch("/v1/chat/completions", {
     method: "POST",
     headers: { "Content-Type": "application/json" },
-    body: JSON.stringify(body),
+    body: whole,
     signal: asking.signal,
   });
   if (!answer.ok) throw new Error((await answer.json()).error.message);
@@ -235,11 +291,18 @@ async function send(event) {
   }
 }
 
+at("talk").addEventListener("scroll", notice);
+const sizes = new ResizeObserver(keepUp); // of what is said, and of the room that the form leaves for it
+sizes.observe(at("turns"));
+sizes.observe(at("talk"));
 at("ask").addEventListener("submit", send);
 at("words").addEventListener("keydown", (event) => {
   if (event.key === "Enter" && !event.shiftKey) send(event);
 });
-at("file").addEventListener("change", () => at("file").files[0] && hear(at("file").files[0]));
+at("file").addEventListener("change", () => {
+  const file = at("file").files[0];
+  if (file) choose(file).catch((error) => { forget(); wrong(error); });
+});
 at("forget").addEventListener("click", forget);
 at("record").addEventListener("click", () => record().catch(wrong));
 at("stop").addEventListener("click", () => asking && asking.abort());
