@@ -40,9 +40,10 @@ def rows_of(session: Session, steps: int, batches: int) -> Iterator[Row]:
     mine = ours(session)
     learning = Steps(mine.model, mine.loss, lambda step: [mixed_batch(plan, 50, step)])
     for number in range(steps):
-        learning.slow(min(1.0, 2 * (steps - number) / steps))
+        share = min(1.0, 2 * (steps - number) / steps)
+        learning.slow(share)
         learning()
-        move_biases(mine.model, None)
+        move_biases(mine.model, None, share)
     for mix in MIXES:
         load_LE = routed(mine.model, [mixed_batch(plan, mix, steps + number) for number in range(batches)])
         for ranks in RANKS:

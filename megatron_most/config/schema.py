@@ -156,7 +156,9 @@ class MoEConfig:
     z_coefficient: float = 0.0
     """Router z-loss: keeps logits small."""
     bias_rate: float = 0.0
-    """Balancing by a bias on the choice (not on the weights), moved this much a step towards idle experts; 0 = off."""
+    """Balancing by a bias on the choice (not on the weights), moved this much a step towards idle experts; 0 = off. It
+    falls as the learning rate does, so that loads settle.
+    """
 
     dispatcher: Literal["auto", "alltoall", "allgather"] = "auto"
     """How tokens reach their experts: alltoall, allgather; auto = whichever the device can do."""

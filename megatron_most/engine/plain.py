@@ -60,7 +60,7 @@ class PlainEngine:
             clip_gradients(self.weights, norm, self.plan.config.train.clip)
             self._move(learning_rate)
             self._updates += 1
-            move_biases(self.model, self.groups.tokens)
+            move_biases(self.model, self.groups.tokens, learning_rate / self.plan.config.train.learning_rate)
         report = StepReport.of(terms, norm, not math.isfinite(norm), roots(self.parts, squares) if look else {})
         lap("optimizer")
         return report

@@ -93,7 +93,7 @@ class ZeroEngine:
             raise MostError(f"the gradient norm is {norm} and ZeRO has used it: go back to the last checkpoint")
         if not is_skipped:
             self._updates += 1
-            move_biases(self.model, self.groups.tokens)
+            move_biases(self.model, self.groups.tokens, learning_rate / self.plan.config.train.learning_rate)
         report = StepReport.of(terms, norm, is_skipped, norms)
         lap("optimizer")
         return report

@@ -138,11 +138,12 @@ def set_auxiliary_scale(scale: float, device: torch.device) -> None:
 
 
 @torch.no_grad()
-def move_biases(model: torch.nn.Module, ranks: dist.ProcessGroup | None) -> None:
+def move_biases(model: torch.nn.Module, ranks: dist.ProcessGroup | None, share: float) -> None:
     """After an optimizer step: shift every layer's choice bias by the load since the last one (no-op without
     bias_rate).
 
-    `ranks` hold other tokens of the same layers (tensor x context x data parallel); all of them call it.
+    `ranks` hold other tokens of the same layers (tensor x context x data parallel); all of them call it. `share`: of
+    bias_rate. Biases that never move less swing about the even load for ever.
     """
     mine = [router for router in routers(model) if router.expert_bias is not None]
     if not mine:
@@ -152,7 +153,8 @@ def move_biases(model: torch.nn.Module, ranks: dist.ProcessGroup | None) -> None
         dist.all_reduce(load, group=ranks)
     for router, load_E in zip(mine, load, strict=True):
         assert router.expert_bias is not None
-        moved = balance.moved_bias(router.expert_bias.double(), load_E, router.tables.owns_GE, router.plan.bias_rate)
+        rate = share * router.plan.bias_rate
+        moved = balance.moved_bias(router.expert_bias.double(), load_E, router.tables.owns_GE, rate)
         router.expert_bias.copy_(moved)
         router.sums.parts()[1].zero_()
 

@@ -13,6 +13,7 @@ from megatron_most.data import MAX_TASKS, check_batch, pack_rows, synthetic_docu
 from megatron_most.engine import Engine, ZeroEngine, make_engine, make_plan, open_groups
 from megatron_most.errors import DataError
 from megatron_most.model import build_model, part_names
+from megatron_most.moe import routers
 from megatron_most.runtime import CPU_BACKEND, GPU_BACKEND, Ranks
 from tests.engine.test_layouts import depth
 from tests.harness import run_ranks
@@ -60,6 +61,28 @@ def test_losses_by_task_are_the_means_of_their_documents_tokens() -> None:
     assert evaluated == pytest.approx(wanted, rel=1e-5)
     assert report.norms == {}  # nobody asked
     assert len({round(loss, 3) for loss in wanted.values()}) == 3  # a mix-up of tasks would show
+
+
+def shifts(ranks: Ranks, kind: str) -> list[float]:
+    """How far a bias on the choice moves in a step at the whole rate, and in one at a quarter of it."""
+    changes = {"train.micro_batch_size": 1, "train.sequence_length": 32, "moe.bias_rate": 0.01, **depth({}),
+               "engine.kind": kind, "engine.zero_stage": 1}  # fmt: skip
+    plan = make_plan(replace(load_recipe("most-tiny"), changes), 1, ranks.device)
+    with open_groups(plan, ranks) as session:
+        engine, batches, found = open_engine(ranks, session), batches_of(plan), []
+        for share in (1.0, 0.25):
+            before = [router.expert_bias.clone() for router in routers(engine.model)]
+            engine.step(batches, share * plan.config.train.learning_rate)
+            after = [router.expert_bias for router in routers(engine.model)]
+            moved = zip(before, after, strict=True)
+            found.append(max(float((one - other).abs().max()) for one, other in moved))
+        return found
+
+
+@pytest.mark.parametrize("kind", ["plain", "deepspeed"])
+def test_biases_on_the_choice_move_less_as_the_learning_rate_falls(kind: str) -> None:
+    [found] = run_ranks(shifts, 1, kind)
+    assert found == pytest.approx([0.01, 0.0025], rel=1e-5)
 
 
 def too_many(ranks: Ranks) -> str:

@@ -213,7 +213,7 @@ def biases(ranks: Ranks, case: Case, layout: dict[str, Any], looks: bool) -> tor
             run_router(layer.router, *part_of_case(case, groups))
             if looks:
                 collect(routers(layer), groups.tokens, groups.stages)
-            move_biases(layer, groups.tokens)
+            move_biases(layer, groups.tokens, 1.0)
         return layer.router.expert_bias
 
 
@@ -245,7 +245,7 @@ def train_biases(ranks: Ranks, rate: float, steps: int) -> list[tuple[float, ...
                 **{**vars(case), "x_SBD": x_SBD, "tags_BS": tags_BS, "is_pad_BS": torch.zeros_like(tags_BS).bool()}
             )
             run_router(layer.router, *part_of_case(batch, groups))
-            move_biases(layer, groups.tokens)
+            move_biases(layer, groups.tokens, 1.0)
             if step % 20 == 19:
                 (layer_seen,) = collect(routers(layer), groups.tokens, groups.stages)
                 found.append(tuple(group.load_max_over_mean for group in layer_seen.groups))
