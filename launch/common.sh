@@ -53,6 +53,7 @@ done
 [[ ${MOST_GRACE_S:-60} != *.* ]] || die "MOST_GRACE_S=$MOST_GRACE_S: srun takes whole seconds; set it in $cluster_env"
 
 runs=${MOST_RUNS:-$root/runs}
+[[ $runs == /* ]] || die "MOST_RUNS=$runs: give the whole path; a part of one depends on where sbatch is called"
 [[ $runs != *[{}]* ]] || die "MOST_RUNS=$runs: braces stand for a recipe's name there; give a folder without them"
 # shellcheck disable=SC2034  # the launchers use them
 stage1=${MOST_STAGE1_RECIPE:-stage1-asr-tts} stage2=${MOST_STAGE2_RECIPE:-stage2-instruct}
@@ -220,6 +221,7 @@ preflight() { # ARGS of the recipe
         timeout --kill-after=10 "${MOST_LINKS_S:-600}" "${line[@]}" "${step_python[@]}" "$root/tools/job.py" links \
             --megabytes "${MOST_LINK_MB:-64}" -- "$@" > "$attempt/links.jsonl" 2> "$attempt/links.log" ||
             tail -n 20 "$attempt/links.log" >&2
+        ((cancelled == 0)) || return
         answer=$(job judge-links --attempt "$attempt" --found "$attempt/links.jsonl" --nodes "$nodelist" \
             --floor "$MOST_LINK_FLOOR_GBPS" -- "$@") || exit 2
         act_on "$answer"
@@ -391,7 +393,10 @@ datasets() { # TASK FLAG: adds --data.TASK.train and .valid of what lies in MOST
     else
         for set in "$at"/*/; do
             [ -e "$set/dataset.json" ] || continue
-            case ${set%/} in *-dev | *-valid) valid+=("${set%/}") ;; *) train+=("${set%/}") ;; esac
+            case ${set%/} in
+                *-dev | *-valid | *-dev-whole | *-valid-whole) valid+=("${set%/}") ;;
+                *) train+=("${set%/}") ;;
+            esac
         done
     fi
     [ ${#train[@]} -gt 0 ] ||

@@ -35,6 +35,7 @@ while [ $# -gt 0 ]; do
     [ "$word" != -- ] || break
     fields+=("$word")
 done
+! given --dry-run "${fields[@]}" "$@" || die "--dry-run goes before --"
 stages=${MOST_STAGES:-stage1 stage2}
 [ -n "${stages// /}" ] || die "MOST_STAGES names no stage; there are convert, stage1, stage2, evaluate"
 case " $stages " in
@@ -66,6 +67,15 @@ for stage in $stages; do
     done
     check "$script" "${sizes[@]}" "${words[@]}"
 done
+# What a stage begins with is made by one before it, or is there; its job would find that out days later.
+if [[ " $stages " == *' stage2 '* && " $stages " != *' stage1 '* && -z ${MOST_STAGE1:-} ]] &&
+    ! given --config "${fields[@]}" && ! given --checkpoint.start-from "${fields[@]}"; then
+    [ -e "$runs/$stage1/DONE" ] || die "stage2 begins with $runs/$stage1, which is not done: add stage1 to MOST_STAGES"
+fi
+if [[ " $stages " == *' evaluate '* && " $stages " != *' stage2 '* && -z ${MOST_MODEL:-} ]] &&
+    ! given --model "${tasks[@]}"; then
+    [ -e "$runs/$stage2/DONE" ] || die "evaluate is of $runs/$stage2, which is not done: add stage2 to MOST_STAGES"
+fi
 before=''
 for stage in $stages; do
     of_stage "$stage"

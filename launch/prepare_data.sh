@@ -11,7 +11,8 @@
 #     launch/prepare_data.sh submit SHARDS [OPTIONS OF SBATCH] -- units --manifest M --codec C --out U
 #     launch/prepare_data.sh submit SHARDS [OPTIONS OF SBATCH] -- build --task asr --manifest M --units U --out D ...
 #
-# submits an array of SHARDS tasks; for `build` also, behind it, a job that merges the shards of D into D-whole.
+# submits an array of SHARDS tasks; for `build` also, behind it, a job that merges the shards of D into D-whole. Options
+# go to the array; to the merge those of place alone (--partition, --account, ...).
 # Prints a line for each job: its number and name; with --dry-run among the options, the lines of sbatch instead. Shards
 # that are done end at once: the same line repeats what failed.
 # sbatch launch/prepare_data.sh WORDS runs one step as one job.
@@ -37,13 +38,17 @@ if [ "${1:-}" = submit ]; then
         *) die "submit: only units and build have shards, not $1; sbatch launch/prepare_data.sh $1 ... is one job" ;;
     esac
     out=$(value_of --out "$@")
+    out=${out%/}
+    ! given --shard "$@" || die "submit: --shard is each task's own; leave it out"
+    ! given --array "${options[@]}" || die "submit: the array is made here, of SHARDS tasks; leave --array out"
     [ -n "$out" ] || die "submit: no --out among the words of $1; $usage"
     check_words prepare_data "$@"
     submit --array="0-$((shards - 1))" --output=%x-%A_%a.log "${options[@]}" "$root/launch/prepare_data.sh" "$@" ||
         die "the array was not accepted"
     [ $dry = 1 ] || printf '%s %s\n' "$number" "$1"
     [ "$1" = build ] || exit 0
-    submit --dependency="afterok:$number" --kill-on-invalid-dep=yes "${options[@]}" "$root/launch/prepare_data.sh" \
+    of_place "${options[@]}"
+    submit --dependency="afterok:$number" --kill-on-invalid-dep=yes "${placed[@]}" "$root/launch/prepare_data.sh" \
         merge --dataset "$out" --out "$out-whole" || die "the merge was not accepted"
     [ $dry = 1 ] || printf '%s merge\n' "$number"
     exit 0

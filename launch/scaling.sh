@@ -53,8 +53,11 @@ done
 for count in "${counts[@]}"; do
     check stage1_asr_tts.sh --nodes="$count" --ntasks-per-node="${tasks:-8}" "$@"
 done
-"${python[@]}" "$root/tools/plan.py" --machine "${MOST_MACHINE:-a100-80}" --help > /dev/null ||
-    die "MOST_MACHINE=${MOST_MACHINE:-}: tools/plan.py knows no such machine, see above; nothing was submitted"
+! given --dry-run "$@" || die "--dry-run goes before --"
+if [ "${MOST_CONTAINER:-none}" != pyxis ] && [ -n "${MOST_MACHINE:-}" ]; then
+    "${python[@]}" "$root/tools/plan.py" --machine "$MOST_MACHINE" --help > /dev/null ||
+        die "MOST_MACHINE=$MOST_MACHINE: tools/plan.py knows no such machine, see above; nothing was submitted"
+fi
 of_place "${options[@]}"
 after=''
 for count in "${counts[@]}"; do

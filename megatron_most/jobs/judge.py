@@ -7,12 +7,14 @@ would help, and the job ends.
 
 from __future__ import annotations
 
+import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_most.jobs.gpus import find_faults, kinds_of
+from megatron_most.jobs.links import rounds
 
 Facts = Mapping[str, Any]
 
@@ -66,25 +68,25 @@ def judge(found: Sequence[Facts], demands: Demands) -> Verdict:
     return Verdict({node: words for node, words in faults.items() if words}, first["port"] if first else 0)
 
 
-def judge_links(rates: Sequence[Mapping[str, Any]], floor: float) -> Verdict:
-    """`rates`: {"nodes": [one, other], "rank": r, "gb_per_s": x} of every pair that was tried.
+def judge_links(rates: Sequence[Mapping[str, Any]], floor: float, nodes: Sequence[str]) -> Verdict:
+    """`rates`: {"nodes": [one, other], "rank": r, "gb_per_s": x} of the pairs that came to an end.
 
-    A node is bad where every pair that it was in is slow and another pair is not; where that tells nothing, all are.
+    A node is bad where every pair that it was to be in is slow, or did not end, and another pair is well; where that
+    tells nothing, the ends of all such pairs are.
     """
-    slow = [rate for rate in rates if rate["gb_per_s"] < floor]
-    if not slow:
-        return Verdict()
-    pairs = {tuple(rate["nodes"]) for rate in rates}
-    slow_pairs = {tuple(rate["nodes"]) for rate in slow}
-    nodes = sorted({node for pair in slow_pairs for node in pair})
-    blamed = [node for node in nodes if all(pair in slow_pairs for pair in pairs if node in pair)]
+    slowest = {frozenset((nodes[one], nodes[other])): 0.0 for links in rounds(len(nodes)) for one, other in links}
+    for pair in slowest:
+        told = [float(rate["gb_per_s"]) for rate in rates if set(rate["nodes"]) == pair]
+        slowest[pair] = min(told, default=0.0) if all(map(math.isfinite, told)) else 0.0
+    slow = {pair: rate for pair, rate in slowest.items() if rate < floor}
+    ends = [node for node in nodes if any(node in pair for pair in slow)]
     # The ends of one slow link are both slow where each is in few pairs: who is fast with somebody is not to blame.
+    blamed = [node for node in ends if all(pair in slow for pair in slowest if node in pair)]
     faults: dict[str, list[str]] = {}
-    for node in blamed or nodes:
-        own = [rate for rate in slow if node in rate["nodes"]]
-        least = min(own, key=lambda rate: rate["gb_per_s"])
-        other = next((name for name in least["nodes"] if name != node), node)
-        faults[node] = [f"all-reduce with {other} runs at {least['gb_per_s']:.3g} GB/s a rank, below {floor:g}"]
+    for node in blamed or ends:
+        rate, other = min((rate, *(pair - {node})) for pair, rate in slow.items() if node in pair)
+        how = f"runs at {rate:.3g} GB/s a rank, below {floor:g}" if rate else "does not come to an end"
+        faults[node] = [f"all-reduce with {other} {how}"]
     return Verdict(faults)
 
 

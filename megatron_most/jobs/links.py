@@ -7,7 +7,7 @@ All pairs of a round run at once, as they do in training. What is measured is by
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from megatron_most.runtime import Ranks
@@ -29,12 +29,15 @@ def rounds(nodes: int) -> list[list[tuple[int, int]]]:
     return dealt
 
 
-def measure_links(ranks: Ranks, names: Sequence[str], megabytes: float) -> list[dict[str, Any]]:
-    """What this rank has measured as the first of its pairs; all ranks call it. `names`: of the nodes, in order."""
+def measure_links(ranks: Ranks, names: Sequence[str], megabytes: float) -> Iterator[dict[str, Any]]:
+    """What this rank measures as the first of its pairs, as it comes: a dead link must not take the others with it.
+
+    All ranks go through it. `names`: of the nodes, in order.
+    """
     import torch
     import torch.distributed as dist
 
-    launch, found = ranks.launch, []
+    launch = ranks.launch
     data = torch.zeros(max(1, int(megabytes * 1e6 / 4)), device=ranks.device.torch_device)
     for links in rounds(launch.num_nodes):
         ranks.barrier()
@@ -54,6 +57,5 @@ def measure_links(ranks: Ranks, names: Sequence[str], megabytes: float) -> list[
         seconds = (time.perf_counter() - since) / _REPEATS
         if launch.rank == pair[0]:
             rate = data.numel() * 4 / seconds / 1e9
-            found.append({"nodes": [names[node] for node in link], "rank": launch.local_rank, "gb_per_s": rate})
+            yield {"nodes": [names[node] for node in link], "rank": launch.local_rank, "gb_per_s": rate}
     ranks.barrier()
-    return found

@@ -446,6 +446,60 @@ def test_a_machine_that_the_planner_does_not_know_stops_no_report_behind_days_of
     assert done.returncode == 2 and "MOST_MACHINE=b9000" in done.stderr and not queue[0].exists()
 
 
+def test_the_merge_waits_for_its_array_whatever_the_user_gives(place: Path, queue: tuple[Path, str]) -> None:
+    options = ["--dependency=afterok:99", "--gpus=1", "--partition=cpu"]
+    words = ["--", "build", "--task", "asr", "--manifest", "m", "--tokenizer", "t", "--out", f"{place}/sets/asr/big/"]
+    done = launch(place, "prepare_data.sh", "submit", "64", *options, *words, PATH=queue[1])
+    assert done.returncode == 0, done.stderr
+    array, merge = calls(queue[0])
+    assert array[3:6] == options
+    assert merge[1:4] == ["--dependency=afterok:77", "--kill-on-invalid-dep=yes", "--partition=cpu"]
+    assert merge[-4:] == ["--dataset", f"{place}/sets/asr/big", "--out", f"{place}/sets/asr/big-whole"]
+    for wrong, said in (
+        (["--array=0-63%8", *words], "leave --array out"),
+        ([*words, "--shard", "1/4"], "--shard is each"),
+    ):
+        refused = launch(place, "prepare_data.sh", "submit", "64", *wrong, PATH=queue[1])
+        assert refused.returncode == 2 and said in refused.stderr
+    assert len(calls(queue[0])) == 2
+
+
+def test_a_merged_validation_set_is_no_training_data(place: Path) -> None:
+    whole = place / "sets" / "tts" / "libri-dev-whole"
+    (place / "sets" / "tts" / "libri-dev").rename(whole)
+    [_, ranks] = commands(launch(place, "stage1_asr_tts.sh", "--dry-run", *TINY, **usual(place)))
+    at = ranks.index("--data.tts.train")
+    assert ranks[at + 1 : at + 4] == [f"{place}/sets/tts/libri", "--data.tts.valid", str(whole)]
+
+
+@pytest.mark.parametrize("script", ["pipeline.sh --nodes=1", "scaling.sh submit 1 2"])
+def test_a_dry_run_asked_for_in_the_wrong_place_submits_nothing(
+    place: Path, queue: tuple[Path, str], script: str
+) -> None:
+    done = launch(place, *script.split(), "--", "--dry-run", *TINY, **usual(place, PATH=queue[1]))
+    assert done.returncode == 2 and "--dry-run goes before --" in done.stderr and not queue[0].exists()
+
+
+@pytest.mark.parametrize("stages", ["stage2", "stage1 evaluate", "evaluate"])
+def test_a_chain_that_lacks_what_it_begins_with_is_not_submitted(
+    place: Path, queue: tuple[Path, str], stages: str
+) -> None:
+    tasks = ["--", "nll", "--dataset", "/d"] if "evaluate" in stages else []
+    env = usual(place, MOST_STAGES=stages, MOST_RUNS=f"{place}/runs", PATH=queue[1])
+    done = launch(place, "pipeline.sh", "--nodes=1", "--", *TINY, *tasks, **env)
+    assert done.returncode == 2 and "which is not done: add stage" in done.stderr and not queue[0].exists()
+    for name in ("stage1-tiny", "stage2-tiny"):
+        (place / "runs" / name).mkdir(parents=True)
+        (place / "runs" / name / "DONE").write_text("{}")
+    done = launch(place, "pipeline.sh", "--nodes=1", "--", *TINY, *tasks, **env)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_folder_of_runs_that_depends_on_where_one_stands_is_refused(place: Path) -> None:
+    done = launch(place, "stage1_asr_tts.sh", "--dry-run", *TINY, **usual(place, MOST_RUNS="runs"))
+    assert done.returncode == 2 and "MOST_RUNS=runs: give the whole path" in done.stderr
+
+
 def test_braces_in_the_folder_of_runs_are_told(place: Path) -> None:
     done = launch(place, "stage1_asr_tts.sh", "--dry-run", *TINY, **usual(place, MOST_RUNS=f"{place}/a{{b}}"))
     assert done.returncode == 2 and "MOST_RUNS=" in done.stderr and "braces" in done.stderr

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 import os
 import socket
 from pathlib import Path
@@ -154,10 +155,22 @@ def test_one_slow_node_is_told_from_one_slow_link() -> None:
         pairs = [("n1", "n2"), ("n2", "n3"), ("n3", "n4"), ("n4", "n1")]
         return [{"nodes": list(p), "rank": 0, "gb_per_s": 0.1 if p in slow else 20.0} for p in pairs]
 
-    assert judge_links(rates(set()), 10).bad == []
-    slow_node = judge_links(rates({("n1", "n2"), ("n2", "n3")}), 10)
+    four = ["n1", "n2", "n3", "n4"]
+    assert judge_links(rates(set()), 10, four).bad == []
+    slow_node = judge_links(rates({("n1", "n2"), ("n2", "n3")}), 10, four)
     assert slow_node.bad == ["n2"] and "0.1 GB/s a rank, below 10" in slow_node.faults["n2"][0]
-    assert judge_links(rates({("n1", "n2")}), 10).bad == ["n1", "n2"]
+    assert judge_links(rates({("n1", "n2")}), 10, four).bad == ["n1", "n2"]
+
+
+def test_a_link_that_does_not_come_to_an_end_is_the_fault_of_who_has_no_other() -> None:
+    four = ["n1", "n2", "n3", "n4"]
+    ended = [{"nodes": list(pair), "rank": 0, "gb_per_s": 20.0} for pair in (("n1", "n2"), ("n4", "n1"))]
+    dead = judge_links(ended, 10, four)
+    assert dead.bad == ["n3"] and dead.faults["n3"] == ["all-reduce with n2 does not come to an end"]
+    assert judge_links([*ended, {"nodes": ["n2", "n3"], "rank": 0, "gb_per_s": 20.0}], 10, four).bad == ["n3", "n4"]
+    assert judge_links([], 10, four).bad == four
+    nan = [*ended, *({"nodes": ["n3", other], "rank": 0, "gb_per_s": float("nan")} for other in ("n2", "n4"))]
+    assert judge_links(nan, 10, four).bad == ["n3"]
 
 
 @pytest.mark.parametrize("nodes", [1, 2, 3, 4, 5, 6, 7])
@@ -172,16 +185,40 @@ def test_every_link_of_the_ring_has_its_turn_and_no_node_two_at_once(nodes: int)
 
 
 def measured(ranks: Ranks) -> list[dict[str, Any]]:
-    from dataclasses import replace as changed
-
-    launch = changed(ranks.launch, node=ranks.rank, num_nodes=3, local_rank=0, local_world_size=1)
-    return measure_links(changed(ranks, launch=launch), NODES, megabytes=0.1)
+    launch = dataclasses.replace(ranks.launch, node=ranks.rank, num_nodes=3, local_rank=0, local_world_size=1)
+    return list(measure_links(dataclasses.replace(ranks, launch=launch), NODES, megabytes=0.1))
 
 
 def test_three_ranks_measure_three_links() -> None:
     found = [rate for rates in run_ranks(measured, 3) for rate in rates]
     assert sorted(tuple(sorted(rate["nodes"])) for rate in found) == [("n1", "n2"), ("n1", "n3"), ("n2", "n3")]
     assert all(rate["gb_per_s"] > 0 for rate in found)
+
+
+def measured_until_it_breaks(ranks: Ranks) -> list[dict[str, Any]]:
+    """In the second round no rank finds its partner."""
+    import torch.distributed as dist
+
+    make, rounds_begun = dist.new_group, iter(range(9))
+
+    def breaking(*args: Any, **given: Any) -> Any:
+        if next(rounds_begun):
+            raise RuntimeError("connection closed by peer")
+        return make(*args, **given)
+
+    dist.new_group = breaking
+    launch = dataclasses.replace(ranks.launch, node=ranks.rank, num_nodes=3, local_rank=0, local_world_size=1)
+    found: list[dict[str, Any]] = []
+    with pytest.raises(RuntimeError, match="connection closed"):
+        for rate in measure_links(dataclasses.replace(ranks, launch=launch), NODES, megabytes=0.1):
+            found.append(rate)
+    return found
+
+
+def test_what_was_measured_before_a_link_broke_is_told() -> None:
+    found = [rate for rates in run_ranks(measured_until_it_breaks, 3) for rate in rates]
+    assert [rate["nodes"] for rate in found] == [["n1", "n2"]]
+    assert judge_links(found, 0.0001, NODES).bad == ["n3"]
 
 
 def a_run(tmp_path: Path) -> RunConfig:

@@ -152,7 +152,7 @@ def require_whole(bench: Bench, step: int) -> None:
 
 def test_a_run_that_is_cancelled_goes_on_upon_one_node_and_upon_two_again(bench: Bench) -> None:
     for number, nodes in enumerate((2, 1, 2), 1):
-        job = bench.submit(f"--nodes={nodes}", "--ntasks-per-node=1", steps=36)
+        job = bench.submit(f"--nodes={nodes}", "--ntasks-per-node=2", steps=36)
         if number == 3:
             break
         bench.await_saved(12 * number)
