@@ -11,11 +11,13 @@ import re
 import unicodedata
 
 from megatron_most.data.rejects import RowError
+from megatron_most.synthesize.numbers import NUMBER_WORDS
 
 _WORD = re.compile(r"[^\W\d_]+(?:['’][^\W\d_]+)*")
 _ENOUGH = 12  # words, below which a proper English answer may have no small word at all
 _FEWEST = 0.12  # share of small words; English prose has 0.35 to 0.55, other Latin languages below 0.08
 _FOREIGN = 0.1  # share of letters that are not a to z: names and loan words stay below
+_SIGNS = frozenset("dot slash dash underscore plus minus equals times percent per squared cubed star port".split())
 SMALL = frozenset(
     "the of and to in is it you that was for on are with as they at be this have from or had by not but what all "
     "were we when your can there an how which do if will about out many then them these so some would like into has "
@@ -25,9 +27,9 @@ SMALL = frozenset(
 )
 _OF_OTHERS = frozenset(
     "der die das und ist nicht ein eine einen zu den dem mit von auf für im sich auch wie wird sind oder aber wenn "
-    "nach bei le la les des et est une un pas dans que pour sur qui ce il elle avec sont ne plus au du mais nous "
+    "nach bei le la les des et est une un pas dans que pour sur qui ce il elle avec sont ne au du mais nous "
     "vous je el los las y es una por con para del se lo su como pero más muy está son al esta todo cuando di che "
-    "per non sono il gli della nel anche het een van niet voor zijn met ook maar deze wordt o os em um uma não com "
+    "non sono il gli della nel anche het een van niet voor zijn met ook maar deze wordt o os em um uma não com "
     "mais são pelo och att det som är inte på jest nie że się na".split()
 )
 
@@ -40,6 +42,8 @@ def check_english(text: str) -> None:
         scripts = sorted({unicodedata.name(sign, "?").split()[0] for sign in letters if not _is_plain(sign)})
         raise RowError("not English", f"{foreign} of {len(letters)} letters are {', '.join(scripts)[:60]}")
     words = [word.lower().replace("’", "'") for word in _WORD.findall(text)]
+    # Figures and signs read out tell nothing: "six", "plus" and "per" are as good in French and Italian.
+    words = [word for word in words if word not in NUMBER_WORDS | _SIGNS]
     small = sum(word in SMALL for word in words)
     others = sum(word in _OF_OTHERS for word in words)
     if others > max(small, 1):

@@ -1,7 +1,8 @@
 """Written markup off a text: headings, lists, emphasis, links, code. What is left are sentences.
 
 Code blocks are dropped or make the text a reject, as the caller says; tables and formulas always do, since nobody reads
-them out. List items become sentences of their own, numbered ones with "First," and so on, ten at most.
+them out. Code without a fence is found by its look (codelike.py). List items become sentences of their own, numbered
+ones with "First," and so on, ten at most.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import html
 import re
 
 from megatron_most.data.rejects import RowError
+from megatron_most.synthesize.codelike import refuse_code, without_code_lines
 from megatron_most.synthesize.numbers import ordinal
 
 _FENCED = re.compile(r"(?ms)^[ \t]*(```+|~~~+).*?(?:^[ \t]*\1[`~]*[ \t]*$|\Z)")
@@ -23,8 +25,13 @@ _FORMULA = re.compile(
 _IMAGE = re.compile(r"!\[([^\[\]\n]*)\]\([^()\s]*(?:\s+\"[^\"]*\")?\)")
 _LINK = re.compile(r"\[([^\[\]\n]+)\](?:\([^()\s]*(?:\([^()\s]*\)[^()\s]*)?(?:\s+\"[^\"]*\")?\)|\[[^\[\]\n]*\])")
 _FOOTNOTE = re.compile(r"\[\^?\d{1,3}\]")
-_TAG = re.compile(r"</?[A-Za-z][^<>\n]{0,200}>|<!--.*?-->", re.S)
-_RULE = re.compile(r"(?m)^[ \t]{0,3}(?:[-*_][ \t]*){3,}$")
+_TAG = re.compile(r"</?[A-Za-z]+\s?/?>|<[A-Za-z]+\s[^<>=\n]{1,40}=[^<>\n]{0,200}>|<!--.*?-->", re.S)
+_ESCAPED = re.compile(r"\\(?=[^\w\s\\])")
+_ADDED = re.compile(
+    r"\[[A-Z]\](?=[a-z])|(?<![\w\]])\[[a-z]\](?=[a-z])|(?<=[a-z]{2})\[(?:s|es|ed|ing|d|ly)\]|(?<=[a-z]{2})\((?:s|es|ren)\)(?!\w)"
+)
+"""Letters that a writer put into somebody's words: [t]he, walk[ed]; or left open: word(s)."""
+_RULE = re.compile(r"(?m)^[ \t]{0,3}(?:(?:[-*_][ \t]*){3,}|={3,}[ \t]*)$")
 _HEADING = re.compile(r"^\s{0,3}#{1,6}\s+(.*?)\s*#*\s*$")
 _BULLET = re.compile(r"^\s*(?:[-*+•‣◦]|\[[ xX]\])\s+(?:\[[ xX]\]\s+)?(.*)$")
 _NUMBERED = re.compile(r"^\s*\(?(\d{1,2})[.)]\s+(.*)$")
@@ -50,6 +57,10 @@ def without_markup(text: str, drop_code: bool) -> str:
     text = _INLINE_CODE.sub(lambda found: _inline(found[2], drop_code), text)
     text = _IMAGE.sub(r"\1", text)
     text = _LINK.sub(r"\1", text)
+    text = without_code_lines(text) if drop_code else text
+    text = _ESCAPED.sub("", text)
+    text = _ADDED.sub(lambda found: found[0].strip("[]()"), text)
+    refuse_code(text)
     text = _FOOTNOTE.sub("", text)
     text = _TAG.sub(" ", text)
     text = _RULE.sub("", text)

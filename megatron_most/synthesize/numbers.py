@@ -17,6 +17,7 @@ _IRREGULAR = {
     "one": "first", "two": "second", "three": "third", "five": "fifth", "eight": "eighth", "nine": "ninth",
     "twelve": "twelfth",
 }  # fmt: skip
+NUMBER_WORDS = frozenset([*_ONES, *_TENS, *_SCALES[1:], "hundred", "point"])
 
 
 def cardinal(number: int) -> str:

@@ -25,8 +25,7 @@ from megatron_most.data.manifest import load_json_line
 from megatron_most.data.rejects import RowError
 from megatron_most.errors import DataError
 from megatron_most.runtime import read_file
-from megatron_most.synthesize.english import check_english
-from megatron_most.synthesize.speakable import speakable
+from megatron_most.synthesize.speakable import spoken_english
 
 _TOPIC, _PERSONA, _FACT = {"name", "facts"}, {"name", "says"}, {"ask", "say"}
 _MOST_WORDS = 60
@@ -171,8 +170,7 @@ def _known(fields: dict[str, Any], names: set[str]) -> None:
 def _text(value: Any, name: str) -> str:
     if not isinstance(value, str) or not value.strip():
         raise RowError("malformed seed", f"{name} = {str(value)[:40]!r}: no text; {_FORMS}")
-    text = speakable(value)
+    text = spoken_english(value)
     if len(text.split()) > _MOST_WORDS:
         raise RowError("seed too long", f"{name} has {len(text.split())} words; at most {_MOST_WORDS}")
-    check_english(text)
     return text

@@ -75,6 +75,12 @@ def test_bad_seeds_are_told_one_by_one_and_the_others_used(tmp_path: Path) -> No
     ]
 
 
+@pytest.mark.parametrize("fact", ["月球吸引海水。", "月は海を引く、2回。"])
+def test_a_seed_in_another_script_is_told_to_be_no_english(tmp_path: Path, fact: str) -> None:
+    lines = f'{{"topic": "bees", "facts": ["A bee dances."]}}\n{{"topic": "tides", "facts": ["{fact}"]}}\n'
+    assert [seed.reason for seed in load_seeds(write(tmp_path, lines, "seeds.jsonl")).bad] == ["not English"]
+
+
 @pytest.mark.parametrize(
     ("name", "text", "told"),
     [

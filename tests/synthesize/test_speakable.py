@@ -113,6 +113,102 @@ SPOKEN = [
     ("a [link](http://x.com/y) and ![a cat](c.png) here[1]", "a link and a cat here"),
     ("> quoted\n\n---\n<b>tag</b> &amp; more", "quoted tag and more"),
     ("use `print` now", "use print now"),
+    # less than nothing, groups of thousands, plain seconds
+    ("-3% and -$5 million", "Minus three percent and minus five million dollars"),
+    ("a fall of -£2.50 at -5 °C", "a fall of minus two pounds fifty pence at minus five degrees Celsius"),
+    ("1 000 000 people", "One million people"),
+    (
+        "100 000 km, 384\u202f400 km and 1\u00a0500 m",
+        "One hundred thousand kilometers, three hundred eighty-four thousand four hundred kilometers and "
+        "one thousand five hundred meters",
+    ),
+    ("for €1 500, and 5 100 gram packs", "for one thousand five hundred euros, and five one hundred gram packs"),
+    (
+        "a 9.58s run, wait 30s, hits of the 80s, in the mid-60s",
+        "a nine point five eight seconds run, wait thirty seconds, hits of the eighties, in the mid-sixties",
+    ),
+    # letters and not a scale
+    ("apt 5B, room 12B and gate 5B", "apt five B, room twelve B and gate five B"),
+    ("5B users in Room 12", "Five billion users in Room twelve"),
+    # fractions that are none, dates the other way round
+    ("50/50 odds, 60/40 or 80/20", "Fifty fifty odds, sixty forty or eighty twenty"),
+    ("20/20 vision, 10/10 and 9/10", "Twenty twenty vision, ten out of ten and nine tenths"),
+    ("on 25/12/2023 or 2024/05/06", "on December twenty-fifth, twenty twenty-three or May sixth, twenty twenty-four"),
+    (
+        "on 12/25/99 and 12/25/23",
+        "on December twenty-fifth, nineteen ninety-nine and December twenty-fifth, twenty twenty-three",
+    ),
+    # telephones
+    ("call me at (212) 555-0100", "call me at two one two, five five five, zero one zero zero"),
+    ("call +1 (212) 555-0100", "call plus one, two one two, five five five, zero one zero zero"),
+    ("+44 20 7946 0958", "Plus four four, two zero, seven nine four six, zero nine five eight"),
+    ("+44 (0)20 7946 0958.", "Plus four four, zero, two zero, seven nine four six, zero nine five eight."),
+    (
+        "call 212 555 0100 or 212.555.0100",
+        "call two one two, five five five, zero one zero zero or two one two, five five five, zero one zero zero",
+    ),
+    ("Dial *67 first", "Dial star six seven first"),
+    ("Call 100 000 people", "Call one hundred thousand people"),
+    # comparisons
+    ("a != b, a == b", "a is not equal to b, a equals b"),
+    ("a>=b and x<=4", "a is at least b and x is at most four"),
+    ("a < b, x>y and <5 of >10", "a is less than b, x is more than y and less than five of more than ten"),
+    ("Settings > Display > Night", "Settings, Display, Night"),
+    ("5~10 people, 2^n", "Five to ten people, two to the power of n"),
+    # so much for each
+    ("$5/hour or $30 / month", "Five dollars per hour or thirty dollars per month"),
+    (
+        "5 GB/s, 120 kcal/serving and 3 mg/kg",
+        "Five gigabytes per second, one hundred twenty kilocalories per serving and three milligrams per kilogram",
+    ),
+    (
+        "$1.5 million/yr, $5/GB and €2/kWh",
+        "One point five million dollars per year, five dollars per gigabyte and two euros per kilowatt hour",
+    ),
+    ("3 times/week, 60/min and 2%/year", "Three times per week, sixty per minute and two percent per year"),
+    ("in km/h, not in mg/kg", "in kilometers per hour, not in milligrams per kilogram"),
+    # units
+    ("900 sq ft, 1 sq km and 12 fl oz", "Nine hundred square feet, one square kilometer and twelve fluid ounces"),
+    (
+        "100 Mbps, 1 Gbps, 5 kWh and 4000 mAh",
+        "One hundred megabits per second, one gigabit per second, five kilowatt hours and "
+        "four thousand milliampere hours",
+    ),
+    ("10x20 cm, 2 x 3 x 4 m", "Ten by twenty centimeters, two by three by four meters"),
+    # ports, verses, files
+    (
+        "on localhost:8080 and 10.0.0.1:80",
+        "on localhost port eight zero eight zero and ten point zero point zero point one port eight zero",
+    ),
+    ("http://localhost:8080/docs and a.org:443", "localhost slash docs and a dot org port four four three"),
+    (
+        "Isaiah 40:31, Psalm 119:105 and John 3:16-18",
+        "Isaiah forty thirty-one, Psalm one hundred nineteen one hundred five and John three sixteen to eighteen",
+    ),
+    ("1 Corinthians 13:4 at 13:04", "First Corinthians thirteen four at thirteen oh four"),
+    ("open main.py in Node.js", "open main dot py in Node dot js"),
+    # small signs
+    ("Great :) and fun ;-) love you <3", "Great and fun love you"),
+    ("I <3 you", "I love you"),
+    ("walk[ed] home, [t]he end, and N/A", "walked home, the end, and not applicable"),
+    ("\\*not bold\\* and <https://a.org>", "not bold and a dot org"),
+    ("the word(s), class(es) and child(ren)", "the words, classes and children"),
+    ("at St. 3/4/2024 and 10 III grades", "at Saint March fourth, twenty twenty-four and ten III grades"),
+    ("Home | About", "Home, About"),
+    ("if a<b and c>d", "if a is less than b and c is more than d"),
+    (
+        "50 cents/lb, 5k/month or $300/sq ft",
+        "Fifty cents per pound, five thousand per month or three hundred dollars per square foot",
+    ),
+    ("a 3/4 time, a 4'x8' sheet", "a three four time, a four feet by eight feet sheet"),
+    ("call 911 or 1-800-FLOWERS", "call nine one one or one, eight zero zero, FLOWERS"),
+    ("on 10.0.0.1:8080/admin", "on ten point zero point zero point one port eight zero eight zero slash admin"),
+    ("TCP/IP, 2*3*4 and a 2 m x 3 m room", "TCP IP, two times three times four and a two meters by three meters room"),
+    (
+        "My phone: +44 20 7946 0958, ask for Bo",
+        "My phone: plus four four, two zero, seven nine four six, zero nine five eight, ask for Bo",
+    ),
+    ("the 2023/24 season", "the twenty twenty-three to twenty twenty-four season"),
 ]
 
 
@@ -134,12 +230,22 @@ def test_written_text_is_said_so(written: str, spoken: str) -> None:
         ("the sign ☃ is 雪", "not speakable"),
         ("... !!!", "nothing to say"),
         ("😀", "nothing to say"),
+        ("he is a f*cking b*tch", "not speakable"),
+        ("for $5/2 or 5 GB/2", "not speakable"),
+        ("open 24/7/365", "not speakable"),
+        ("a fan of *67", "not speakable"),
     ],
 )
 def test_what_nobody_can_say_is_refused_by_reason(written: str, reason: str) -> None:
     with pytest.raises(RowError) as caught:
         speakable(written)
     assert caught.value.reason == reason
+
+
+@pytest.mark.parametrize("written", [written for written, _ in SPOKEN], ids=lambda text: text[:24])
+def test_what_was_said_is_english_that_is_said_again_so(written: str) -> None:
+    said = speakable(written)
+    assert spoken_english(said) == said
 
 
 def test_code_is_left_out_where_that_is_chosen() -> None:
@@ -168,6 +274,7 @@ def test_english_with_names_and_loan_words_passes() -> None:
     check_english("We had a café crème in Zürich with Zoë, and it was as good as the one that we had in Málaga.")
     check_english("Yes.")
     check_english("Bees dance, flowers bloom.")
+    check_english("Two plus two, ten per day, one plus one, three per week.")
 
 
 @given(st.text(alphabet=st.sampled_from(list("abcXYZ '\"0123456789.,;:!?-—+*/=#%$€()[]<>_~`|\\\n&@°½²")), max_size=60))
