@@ -17,7 +17,7 @@ from megatron_most.config.partition import place
 from megatron_most.config.plan import Facts, LayoutPlan, MoEPlan, Plan
 from megatron_most.config.reference import reference
 from megatron_most.config.resume import begins_new, require_same_meaning, require_same_run
-from megatron_most.config.schedule import learning_rate
+from megatron_most.config.schedule import learning_rate, share_of_peak
 from megatron_most.config.schema import (
     EngineConfig,
     LayoutConfig,
@@ -69,5 +69,6 @@ __all__ = [
     "require_same_meaning",
     "require_same_run",
     "run_folder",
+    "share_of_peak",
     "token_map",
 ]

@@ -17,3 +17,8 @@ def learning_rate(train: TrainConfig, step: int) -> float:
     done = max(0.0, (step - first) / max(1, train.steps - first))
     left = (1 + math.cos(math.pi * done)) / 2 if train.schedule == "cosine" else 1 - done
     return train.learning_rate * (train.end_ratio + (1 - train.end_ratio) * left)
+
+
+def share_of_peak(train: TrainConfig, rate: float) -> float:
+    """What part of its highest a learning rate is; 0 where nothing shall be learnt."""
+    return rate / train.learning_rate if train.learning_rate else 0.0

@@ -12,7 +12,7 @@ from types import MappingProxyType
 
 import torch
 
-from megatron_most.config import Plan
+from megatron_most.config import Plan, share_of_peak
 from megatron_most.data import PackedBatch
 from megatron_most.engine.check import check_together
 from megatron_most.engine.gradients import clip_gradients, gradient_squares, reduce_gradients, whole_gradients
@@ -60,7 +60,7 @@ class PlainEngine:
             clip_gradients(self.weights, norm, self.plan.config.train.clip)
             self._move(learning_rate)
             self._updates += 1
-            move_biases(self.model, self.groups.tokens, learning_rate / self.plan.config.train.learning_rate)
+            move_biases(self.model, self.groups.tokens, share_of_peak(self.plan.config.train, learning_rate))
         report = StepReport.of(terms, norm, not math.isfinite(norm), roots(self.parts, squares) if look else {})
         lap("optimizer")
         return report

@@ -18,7 +18,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_most.config import Plan
+from megatron_most.config import Plan, share_of_peak
 from megatron_most.data import PackedBatch
 from megatron_most.engine.check import check_together
 from megatron_most.engine.gradients import clip_gradients, gradient_squares, whole_gradients
@@ -93,7 +93,7 @@ class ZeroEngine:
             raise MostError(f"the gradient norm is {norm} and ZeRO has used it: go back to the last checkpoint")
         if not is_skipped:
             self._updates += 1
-            move_biases(self.model, self.groups.tokens, learning_rate / self.plan.config.train.learning_rate)
+            move_biases(self.model, self.groups.tokens, share_of_peak(self.plan.config.train, learning_rate))
         report = StepReport.of(terms, norm, is_skipped, norms)
         lap("optimizer")
         return report

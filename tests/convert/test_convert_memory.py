@@ -20,6 +20,7 @@ from tests.convert.folders import back, into_ours, save
 from tests.harness import warm
 from tests.hf_models import deepseek, llama
 
+_MMAP_THRESHOLD = -3  # of malloc.h: M_MMAP_THRESHOLD
 BENCH = Path(__file__).resolve().parents[2] / "bench"
 
 
@@ -51,9 +52,12 @@ def grown_by(body: Callable[[], object], note: Path, first: Callable[[], object]
         return 1024 * int(next(line for line in lines if line.startswith(f"{name}:")).split()[1])
 
     def run() -> None:
+        libc = ctypes.CDLL("libc.so.6")
+        # Large blocks go back to the kernel when they are freed. As it comes, glibc keeps some of them, now and then.
+        assert libc.mallopt(_MMAP_THRESHOLD, 1 << 20)
         first()
         gc.collect()
-        ctypes.CDLL("libc.so.6").malloc_trim(0)  # what is free again would be taken again, uncounted
+        libc.malloc_trim(0)  # what is free again would be taken again, uncounted
         os.sync()
         Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
         before = status("VmRSS")

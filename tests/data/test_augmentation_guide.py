@@ -54,5 +54,5 @@ def test_its_recipes_load_and_its_ablations_ship(tmp_path: Path) -> None:
         load_recipe(tmp_path / f"{number}.toml")
     table = GUIDE.partition("## Ablations of phase 2")[2].partition("```")[0]
     named = set(re.findall(r"`(stage[\w-]+)`", table))
-    assert named <= set(recipe_names()) and len(named) == 9
+    assert named <= set(recipe_names()) and len(named) == 11
     assert len(load_templates("varied").instructions["asr"]) == len(load_templates("varied").instructions["tts"]) == 24
