@@ -17,6 +17,9 @@ given --config "${words[@]}" || words=(--config "$stage1" "${words[@]}")
 given --device "${words[@]}" || words+=(--device gpu)
 command=("${python[@]}" "$root/tools/job.py" prebuild -- "${words[@]}")
 if [ $dry = 1 ]; then
+    if [ "${MOST_CONTAINER:-none}" != pyxis ] || [ -n "${SLURM_JOB_ID:-}" ]; then
+        job folder -- "${words[@]}" > /dev/null || exit 2 # what the recipe would refuse
+    fi
     quoted "${command[@]}"
     exit
 fi

@@ -95,6 +95,12 @@ def say_done(run: Path, attempt: Attempt) -> None:
     require_newest(run, attempt)
     words = {"attempt": attempt.number, "job": attempt.begin.get("job"), "step": newest_step(run), "at": time.time()}
     write_atomically(run / DONE, json.dumps(words) + "\n")
+    try:
+        require_newest(run, attempt)  # one may have begun meanwhile, and withdrawn a DONE that was not there yet
+    except MostError:
+        if (_read(run / DONE) or {}).get("attempt") == attempt.number:
+            withdraw_done(run)
+        raise
 
 
 def withdraw_done(run: Path) -> None:

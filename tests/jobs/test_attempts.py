@@ -49,6 +49,22 @@ def test_an_older_attempt_may_not_say_done(tmp_path: Path) -> None:
     assert book.is_done(tmp_path, 12) and not book.is_done(tmp_path, 13)
 
 
+def test_a_done_that_is_said_while_another_attempt_begins_is_taken_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, write = begin(tmp_path), book.write_atomically
+
+    def write_late(path: Path, words: str) -> None:
+        monkeypatch.undo()
+        begin(tmp_path, restart=1)
+        write(path, words)
+
+    monkeypatch.setattr(book, "write_atomically", write_late)
+    with pytest.raises(MostError, match="attempt 2 has begun"):
+        book.say_done(tmp_path, old)
+    assert not (tmp_path / "DONE").exists()
+
+
 def test_a_stop_of_an_attempt_goes_with_it_and_that_of_a_person_stays(tmp_path: Path) -> None:
     book.ask_to_stop(tmp_path, begin(tmp_path), "the time limit is near")
     assert not book.clear_stop(tmp_path) and not (tmp_path / "stop").exists()

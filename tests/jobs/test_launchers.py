@@ -243,6 +243,25 @@ def test_ranks_run_in_a_container_by_configuration(place: Path, kind: str, words
     assert missing.returncode == 2 and "MOST_IMAGE is not set" in missing.stderr
 
 
+def test_status_is_told_by_the_login_node_itself_where_python_is_in_jobs_alone(place: Path) -> None:
+    (place / "srun").write_text('#!/bin/bash\necho "srun would wait in the queue" >&2; exit 1\n')
+    (place / "python3").write_text(f'#!/bin/bash\nexec {shlex.quote(sys.executable)} -S "$@"\n')  # no packages
+    for name in ("srun", "python3"):
+        (place / name).chmod(0o755)
+    env = {"MOST_CONTAINER": "pyxis", "MOST_IMAGE": "/images/most.sif", "PATH": f"{place}:{os.environ['PATH']}"}
+    done = launch(place, "status.sh", str(place / "runs"), **env)
+    assert "srun would" not in done.stderr and "no run" in done.stderr + done.stdout, done.stderr
+    (place / "python3").write_text("#!/bin/bash\nexit 1\n")
+    done = launch(place, "status.sh", str(place / "runs"), **env)
+    assert done.returncode == 2 and "needs a python3 of 3.11 or newer" in done.stderr
+
+
+def test_prebuild_refuses_in_a_dry_run_what_it_would_refuse_in_a_job(place: Path) -> None:
+    done = launch(place, "prebuild.sh", "--dry-run", "--train.stepz", "3", **usual(place))
+    assert done.returncode == 2 and "--train.stepz" in done.stderr and not done.stdout
+    assert commands(launch(place, "prebuild.sh", "--dry-run", "--config", "stage1-tiny", **usual(place)))
+
+
 @pytest.fixture
 def queue(place: Path) -> tuple[Path, str]:
     """sbatch is a program that writes down how it was called and tells number after number; (its notes, PATH)."""

@@ -27,6 +27,24 @@ def processes_of(job: str, script: str) -> dict[int, tuple[int, str]]:
     return found
 
 
+def batch_script_of(job: str) -> tuple[int, str]:
+    """(process, node) of the script that Slurm has started, not of the shells that it has forked."""
+    found = {}
+    for folder in Path("/proc").iterdir():
+        if not folder.name.isdecimal():
+            continue
+        try:
+            words = (folder / "cmdline").read_bytes().split(b"\0")
+            parent = int((folder / "stat").read_text().rpartition(")")[2].split()[1])
+            env = dict(pair.split(b"=", 1) for pair in (folder / "environ").read_bytes().split(b"\0") if b"=" in pair)
+        except OSError:
+            continue
+        if env.get(b"SLURM_JOB_ID") == job.encode() and any(word.endswith(b"/slurm_script") for word in words):
+            found[int(folder.name)] = parent, env[b"SLURMD_NODENAME"].decode()
+    [first] = [process for process, (parent, _) in found.items() if parent not in found]
+    return first, found[first][1]
+
+
 def kill_rank(job: str, rank: int, number: int = signal.SIGKILL) -> str:
     """Of tools/train.py; the node that it was on."""
     ranks = processes_of(job, "tools/train.py")

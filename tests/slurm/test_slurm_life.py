@@ -14,6 +14,7 @@ from tests.slurm import harm
 from tests.slurm.jobs import EVERY, SMALL, Bench, python_that
 
 TWO = ("--nodes=2", "--ntasks-per-node=1")
+FOUR = ("--nodes=2", "--ntasks-per-node=2")
 CLOSE = {"rel": 1e-4}  # fp32, sums in another order
 pytestmark = pytest.mark.timeout(900)  # each wait has its own limit, and says what it was for
 
@@ -42,7 +43,7 @@ def test_a_chain_of_two_phases_and_an_evaluation_is_done_with_the_losses_of_one_
 
 @pytest.mark.ci
 def test_a_killed_rank_costs_at_most_the_steps_since_the_last_save(bench: Bench) -> None:
-    job = bench.submit(*TWO, steps=30)
+    job = bench.submit(*FOUR, steps=30)
     bench.await_saved(EVERY)
     node = harm.kill_rank(job, 1)
     since = time.monotonic()
@@ -56,11 +57,12 @@ def test_a_killed_rank_costs_at_most_the_steps_since_the_last_save(bench: Bench)
     assert bench.losses() == pytest.approx(bench.losses_of_one_process(), **CLOSE)
 
 
-@pytest.mark.ci
-def test_a_node_that_loses_power_is_left_and_the_run_goes_on(bench: Bench) -> None:
+@pytest.mark.parametrize("rank", [pytest.param(1, marks=pytest.mark.ci), 0], ids=["", "the batch script's own"])
+def test_a_node_that_loses_power_is_left_and_the_run_goes_on(bench: Bench, rank: int) -> None:
     job = bench.submit(*TWO, steps=30)
     bench.await_saved(EVERY)
-    lost = harm.processes_of(job, "tools/train.py")[1][1]
+    lost = harm.processes_of(job, "tools/train.py")[rank][1]
+    assert (lost == harm.batch_script_of(job)[1]) == (rank == 0)
     harm.power_off(bench.box, lost)
     bench.await_attempt(2)
     assert not (bench.attempt(1) / "end.json").exists(), "the batch script is killed where a node is lost"
@@ -99,6 +101,38 @@ def test_an_older_attempt_on_a_node_that_was_cut_off_publishes_nothing_more(benc
     bench.losses()  # each step once, in order
 
 
+@pytest.mark.ci
+def test_an_older_attempt_that_has_taken_its_last_step_says_no_done(bench: Bench) -> None:
+    """Its batch script is held until another attempt owns the run: all that is left for it to do is to say DONE."""
+    job = bench.submit("--nodes=1", "--ntasks-per-node=2", "--exclude=n3", steps=2 * EVERY)
+    bench.box.wait(lambda: harm.processes_of(job, "tools/train.py"), 120, "ranks")
+    script, node = harm.batch_script_of(job)
+    harm.kill(script, signal.SIGSTOP)
+    bench.await_saved(2 * EVERY)
+    bench.box.wait(lambda: not harm.processes_of(job, "tools/train.py"), 60, "the end of the ranks")
+    assert (bench.attempt(1) / "codes" / "0.0").exists() and not (bench.run / "DONE").exists()
+    harm.cut(bench.box, node)
+    bench.await_attempt(2)
+    harm.kill(script, signal.SIGCONT)
+    bench.box.wait(lambda: "attempt 2 has begun, so attempt 1 is over" in bench.said(job), 60, "its batch script")
+    bench.box.wait((bench.run / "DONE").exists, 180, "attempt 2, which finds no step to take")
+    bench.box.wait(lambda: not os.path.exists(f"/proc/{script}"), 60, "the end of the older batch script")
+    assert (bench.done()["attempt"], bench.done()["step"]) == (2, 2 * EVERY)
+    assert not (bench.attempt(1) / "end.json").exists()
+
+
+def test_slurm_itself_signals_a_phase_before_its_time_is_over(bench: Bench) -> None:
+    """At a minute before the end, or up to a minute earlier, as sbatch has it."""
+    wanted = ("--time=3", "--signal=B:USR1@60")
+    job = bench.submit("--nodes=1", "--ntasks-per-node=2", *wanted, steps=100_000, fields=("--checkpoint.every", "50"))
+    bench.box.wait((bench.attempt(1) / "end.json").exists, 200, "the attempt's end")
+    assert bench.end(1)["action"] == "requeue" and "the time limit is near" in bench.end(1)["reason"]
+    assert bench.end(1)["at"] - bench.begin(1)["at"] < 180
+    bench.await_saved(bench.end(1)["step"] + 1)
+    assert bench.begin(2)["step"] == bench.end(1)["step"] > 0, "no step is taken twice"
+    bench.losses()  # each step once, in order
+
+
 def test_a_signal_before_the_time_limit_saves_and_requeues(bench: Bench) -> None:
     job = bench.submit(*TWO, steps=40)
     bench.await_saved(EVERY)
@@ -112,9 +146,9 @@ def test_a_signal_before_the_time_limit_saves_and_requeues(bench: Bench) -> None
 
 
 def test_a_cut_between_two_nodes_that_srun_does_not_see_ends_in_a_requeue(bench: Bench) -> None:
-    job = bench.submit(*TWO, steps=100_000, fields=("--train.hang-after-s", "8"))
+    job = bench.submit(*FOUR, steps=100_000, fields=("--train.hang-after-s", "8"))
     bench.await_saved(EVERY)
-    one, other = (node for _, node in harm.processes_of(job, "tools/train.py").values())
+    one, other = {node for _, node in harm.processes_of(job, "tools/train.py").values()}
     harm.cut_between(bench.box, one, other)
     bench.box.wait((bench.attempt(1) / "end.json").exists, 150, "the attempt's end")
     assert bench.end(1)["action"] == "requeue"

@@ -131,10 +131,13 @@ def test_a_slow_link_below_the_floor_is_named(bench: Bench) -> None:
     if bench.box.on("head", *slow, check=False).returncode:
         pytest.skip("the kernel has no token bucket filter (tc qdisc ... tbf)")
     try:
-        bench.submit("--nodes=3", "--ntasks-per-node=1", steps=2)
+        job = bench.submit("--nodes=3", "--ntasks-per-node=1", steps=2)
         bench.box.wait((bench.attempt(1) / "end.json").exists, 240, "the verdict")
         assert "n2: all-reduce with " in bench.end(1)["reason"], bench.end(1)
         assert bench.end(1)["action"] == "leave" and "n1:" not in bench.end(1)["reason"]
+        # Three nodes are all there are, so that without one the job waits.
+        bench.box.wait(lambda: bench.box.job(job).get("ExcNodeList") == "n2", 60, "n2 being excluded")
+        assert bench.box.state(job) == "PENDING"
     finally:
         bench.box.on("head", "tc", "qdisc", "del", "dev", "vn2", "root")
 
