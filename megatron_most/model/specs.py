@@ -1,4 +1,4 @@
-"""Which module stands where in Core's GPT: its own local spec, with our norm, attention, router and experts put in.
+"""Which module stands where in Core's GPT: its own local spec, with our norm, linears, attention, router and experts.
 
 Specs are what Core builds layers from; we edit what its factory returns, so that layers we do not touch stay stock.
 """
@@ -13,7 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from megatron_most.config import Plan
 from megatron_most.moe import ModalityRouter
-from megatron_most.upstream import Experts, MendedMLA, RMSNorm, SdpaAttention, submodules_of, with_module
+from megatron_most.upstream import Experts, MendedMLA, RMSNorm, SdpaAttention, submodules_of, with_linears, with_module
 
 
 def block_spec(config: TransformerConfig, plan: Plan) -> Any:
@@ -34,4 +34,5 @@ def block_spec(config: TransformerConfig, plan: Plan) -> Any:
         if plan.moe is not None and hasattr(mlp, "router"):
             mlp.router = functools.partial(ModalityRouter, plan=plan.moe)
             mlp.experts = with_module(mlp.experts, Experts)
+        with_linears(layer)
     return spec

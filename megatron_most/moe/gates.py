@@ -36,7 +36,7 @@ class Choice:
 
 def in_group_softmax(logits_TE: torch.Tensor, owned_TE: torch.Tensor) -> torch.Tensor:
     """p_te: softmax over the owned experts; all 0 for a token that owns none (never NaN, gradients included)."""
-    return _InGroup.apply(logits_TE, ~owned_TE)
+    return _in_group(logits_TE, ~owned_TE)
 
 
 def masked_full_softmax(logits_TE: torch.Tensor, owned_TE: torch.Tensor) -> torch.Tensor:
@@ -56,7 +56,7 @@ def choose(
     """
     foreign_TE = ~owned_TE
     if plan.gate == "masked_softmax":
-        scores_TE = _InGroup.apply(logits_TE, foreign_TE)
+        scores_TE = _in_group(logits_TE, foreign_TE)
         run_scores_TE = scores_TE
     else:
         scores_TE = masked_full_softmax(logits_TE, owned_TE)
@@ -81,13 +81,21 @@ def choose(
     return Choice(experts_TK, weights_TK, is_chosen_TK, scores_TE)
 
 
+def _in_group(logits_TE: torch.Tensor, foreign_TE: torch.Tensor) -> torch.Tensor:
+    return (_InGroup.apply if torch.is_grad_enabled() else _softmax)(logits_TE, foreign_TE)
+
+
+def _softmax(logits_TE: torch.Tensor, foreign_TE: torch.Tensor) -> torch.Tensor:
+    p_TE = logits_TE.masked_fill(foreign_TE, float("-inf")).softmax(-1)
+    return p_TE.masked_fill_(foreign_TE, 0.0)  # NaN where a token owns none
+
+
 class _InGroup(torch.autograd.Function):
     """A softmax's gradient is 0 wherever the softmax is: one kernel backward in place of three."""
 
     @staticmethod
     def forward(ctx: Any, logits_TE: torch.Tensor, foreign_TE: torch.Tensor) -> torch.Tensor:
-        p_TE = logits_TE.masked_fill(foreign_TE, float("-inf")).softmax(-1)
-        p_TE.masked_fill_(foreign_TE, 0.0)  # NaN where a token owns none
+        p_TE = _softmax(logits_TE, foreign_TE)
         ctx.save_for_backward(p_TE)
         return p_TE
 

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from megatron_most.upstream.attention import SdpaAttention, has_varlen
     from megatron_most.upstream.context import piece, zigzag
     from megatron_most.upstream.experts import Experts, has_grouped, is_elsewhere
+    from megatron_most.upstream.linears import with_linears
     from megatron_most.upstream.lookback import KVCache, Lookback
     from megatron_most.upstream.mla import MendedMLA
     from megatron_most.upstream.norm import RMSNorm
@@ -42,6 +43,7 @@ _HOMES = {
     "attention": ("SdpaAttention", "has_varlen"),
     "context": ("piece", "zigzag"),
     "experts": ("Experts", "has_grouped", "is_elsewhere"),
+    "linears": ("with_linears",),
     "lookback": ("KVCache", "Lookback"),
     "mla": ("MendedMLA",),
     "norm": ("RMSNorm",),
@@ -95,6 +97,7 @@ __all__ = [
     "submodules_of",
     "versions_of",
     "whole_shape",
+    "with_linears",
     "with_module",
     "zigzag",
 ]

@@ -11,7 +11,7 @@ from typing import Any
 
 def submodules_of(spec: Any) -> Any:
     """The submodules a spec will be built with; editing them edits the spec."""
-    return spec.keywords["submodules"] if isinstance(spec, functools.partial) else getattr(spec, "submodules", None)
+    return spec.keywords.get("submodules") if isinstance(spec, functools.partial) else getattr(spec, "submodules", None)
 
 
 def with_module(spec: Any, module: type) -> Any:

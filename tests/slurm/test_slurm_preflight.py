@@ -137,7 +137,7 @@ def test_a_slow_link_below_the_floor_is_named(bench: Bench) -> None:
         assert bench.end(1)["action"] == "leave" and "n1:" not in bench.end(1)["reason"]
         # Three nodes are all there are, so that without one the job waits.
         bench.box.wait(lambda: bench.box.job(job).get("ExcNodeList") == "n2", 60, "n2 being excluded")
-        assert bench.box.state(job) == "PENDING"
+        bench.box.await_state(job, "PENDING", seconds=60)
     finally:
         bench.box.on("head", "tc", "qdisc", "del", "dev", "vn2", "root")
 

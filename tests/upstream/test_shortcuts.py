@@ -13,6 +13,7 @@ from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispa
 from megatron_most.moe import NUM_PLANES
 from megatron_most.runtime import Ranks
 from megatron_most.upstream import KVCache, Lookback, MendedMLA
+from megatron_most.upstream.linears import Column, Row
 from megatron_most.upstream.mla import PAIRWISE
 from tests.generate.models import opened
 from tests.harness import run_ranks
@@ -75,3 +76,47 @@ def both_ways(ranks: Ranks) -> list[bool]:
 def test_rows_that_go_to_no_other_rank_are_sorted_once_and_sent_nowhere() -> None:
     [found] = run_ranks(both_ways, 1)
     assert len(found) > 10 and all(found)
+
+
+def linears_of(model: torch.nn.Module) -> list[Any]:
+    return [module for module in model.modules() if isinstance(module, Column | Row)]
+
+
+def products(ranks: Ranks, kind: str, precision: str) -> tuple[set[str], list[bool]]:
+    """Which of Core's fields hold ours; whether outputs and gradients, with a frozen weight too, are Core's."""
+    with opened(ranks, kind, {"model.num_layers": 2, "engine.precision": precision}) as model:
+        names = {name.rpartition(".")[2] for name, module in model.named_modules() if isinstance(module, Column | Row)}
+        found = []
+        for linear in linears_of(model):
+            rows, slope = torch.randn(5, 2, linear.input_size), torch.randn(5, 2, linear.output_size)
+            for is_frozen in (False, True):
+                linear.weight.requires_grad_(not is_frozen)
+                asked = [] if is_frozen else [weight for weight in linear.parameters() if weight.requires_grad]
+                results = []
+                for linear._is_alone in (True, False):
+                    given = rows.to(linear.weight.dtype).requires_grad_()
+                    out, bias = linear(given)
+                    with torch.no_grad():
+                        assert torch.equal(linear(given)[0], out)
+                    assert bias is (linear.bias if linear.skip_bias_add else None)
+                    results.append([out, *torch.autograd.grad((out * slope).sum(), [given, *asked], allow_unused=True)])
+                found += [torch.equal(one, other) for one, other in zip(*results, strict=True) if one is not None]
+        return names, found
+
+
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("kind", ["mla", "gqa"])
+def test_products_without_other_ranks_are_cores(kind: str, precision: str) -> None:
+    [(names, found)] = run_ranks(products, 1, kind, precision)
+    own = {"linear_q_proj", "linear_kv_up_proj"} if kind == "mla" else {"linear_qkv"}
+    assert names == own | {"linear_proj", "linear_fc1", "linear_fc2"}
+    assert len(found) > 50 and all(found)
+
+
+def alone(ranks: Ranks) -> set[bool]:
+    with opened(ranks, "mla", {"model.num_layers": 2, "layout.tensor": 2, "layout.expert": 1}) as model:
+        return {linear._is_alone for linear in linears_of(model)}
+
+
+def test_products_that_are_shared_with_other_ranks_are_left_to_core() -> None:
+    assert run_ranks(alone, 2) == [{False}] * 2
