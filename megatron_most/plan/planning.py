@@ -78,7 +78,7 @@ def _measured(chosen: argparse.Namespace, words: Sequence[str], assumed: Assumed
     if words:
         raise ConfigError("--measured", words[0], "the recipe is that of the runs", "leave fields of a recipe out")
     if chosen.json:
-        raise ConfigError("--json", "--measured", "it is for predictions", "leave it out, or write a page: --report FILE")
+        raise ConfigError("--json", "--measured", "it is for predictions", "leave it out, or use --report FILE")
     left_out = chosen.leave_out or LEAVE_OUT
     pairs = compare(chosen.measured, _machine(chosen), assumed, left_out)
     if chosen.report is not None:
