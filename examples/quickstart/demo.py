@@ -46,7 +46,7 @@ class Scale:
 
 SCALES = {
     "full": Scale(
-        Corpus(train=1500, phrases=400, test=120, unseen=60, stories=40, asked=500, texts=3000), 200, (1600, 240), 24
+        Corpus(train=1500, phrases=400, test=120, unseen=60, stories=40, asked=500, texts=3000), 200, (1450, 240), 24
     ),
     "ci": Scale(Corpus(train=30, phrases=0, test=6, unseen=2, stories=2, asked=20, texts=60), 32, (4, 2), 2),
 }
