@@ -21,7 +21,7 @@ import pytest
 
 from megatron_most.data import run_prepare_data
 from megatron_most.data.rejects import RowError
-from megatron_most.errors import DataError, UpstreamError
+from megatron_most.errors import DataError, MostError
 from megatron_most.synthesize import run_synthesize
 from megatron_most.synthesize.wer import check_wave, flatness, word_error_rate
 from tests.data_files import content
@@ -189,14 +189,22 @@ def test_wrong_options_are_refused_by_name(
     assert not (tmp_path / "out").exists()
 
 
-def test_where_pocketsphinx_is_missing_the_way_without_a_judge_is_named(
-    dialogues: Path, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_where_pocketsphinx_is_missing_voices_speak_and_what_to_do_is_named(
+    dialogues: Path, program: str, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
     given = words(dialogues, tmp_path / "out", program, "--judge.name", "pocketsphinx")
-    with pytest.raises(UpstreamError, match="pip install pocketsphinx.*; or speak without a judge: --judge.name none"):
-        run_synthesize(given)
-    assert not list(tmp_path.iterdir())  # nothing was begun
+    with monkeypatch.context() as without:
+        without.setitem(sys.modules, "pocketsphinx", None)
+        with pytest.raises(
+            DataError, match="pip install pocketsphinx.*; or speak without a judge: .* 0 of 24 .* failed"
+        ):
+            run_synthesize(given)
+    kept = list((tmp_path / "out.part" / "unheard").glob("*/*.npz"))
+    assert len(kept) == json.loads((unbroken / "speech.json").read_text())["spoken"] and not (tmp_path / "out").exists()
+    refused = [*given, "--judge.name", "whisper", "--judge.model", str(tmp_path / "no such folder")]
+    with pytest.raises(MostError, match="no such folder"):
+        run_synthesize([*refused[:-4], *refused[-4:], "--out", str(tmp_path / "other")])
+    assert not (tmp_path / "other.part").exists(), "without its folder a judge has no name, and the work none"
 
 
 def test_a_higher_rate_of_rejects_goes_on_from_where_a_lower_one_ended(

@@ -8,6 +8,8 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -211,25 +213,77 @@ class DyingJudge:
         return ["nothing"] * len(waves)
 
 
-def test_a_judge_that_dies_ends_the_run_and_the_same_command_goes_on(
-    dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def judged(monkeypatch: pytest.MonkeyPatch, judge: DyingJudge, words: list[str], folder: Path) -> list[str]:
+    """The words of a command whose judge this is."""
+    monkeypatch.setattr("megatron_most.synthesize.hearing.load_judge", lambda name, **options: judge)
+    given = [*words, "--workers", "1", "--judge.max-wer", "9", "--judge.model", str(folder)]
+    given[given.index("none")] = "whisper"
+    return given
+
+
+def test_without_a_judge_voices_go_on_and_what_they_said_is_heard_later(
+    dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     with chat_server() as server:
 
         def speak(out: str, first: int, last: int) -> Path:
-            judge = DyingJudge(first, last)
-            monkeypatch.setattr("megatron_most.synthesize.speak.load_judge", lambda name, **options: judge)
-            given = words(server, dialogues, tmp_path / out, "--workers", "1", "--judge.max-wer", "9")
-            given[given.index("none")] = "whisper"
-            run_synthesize([*given, "--judge.model", str(tmp_path), "--ledger", str(tmp_path / "ledger")])
+            given = words(server, dialogues, tmp_path / out, "--ledger", str(tmp_path / f"{out}.ledger"))
+            run_synthesize(judged(monkeypatch, DyingJudge(first, last), given, tmp_path))
             return tmp_path / out
 
-        unbroken = content(speak("unbroken", 0, 0))
-        with pytest.raises(DataError, match="[1-9] of 24 dialogues are spoken; the judge is gone.*device lost"):
+        unbroken, once = content(speak("unbroken", 0, 0)), server.requests
+        told = r"device lost. (\d+) of 24 dialogues are in the lists; (\d+) more are spoken and kept. When the judge"
+        with pytest.raises(DataError, match=told) as caught:
             speak("out", 5, 999)
+        assert len(caplog.records) >= 1 and caplog.text.count("voices speak, and nobody hears") == 1
+        heard, kept = (int(number) for number in re.search(told, str(caught.value)).groups())  # type: ignore[union-attr]
+        assert not (tmp_path / "out").exists() and 4 <= heard < 12 and kept > 10
+        assert len(list((tmp_path / "out.part" / "unheard").glob("*/*.npz"))) == kept
+        assert server.requests == 2 * once, "all of them are spoken"
+        shutil.rmtree(tmp_path / "out.ledger")  # its replies would serve as well
+        with pytest.raises(DataError, match=f"{heard} of 24 dialogues are in the lists; {kept} more"):
+            speak("out", 1, 999)
         assert content(speak("out", 0, 0)) == unbroken  # no dialogue was set aside for the judge's sake
+        assert server.requests == 2 * once, "and none is spoken again"
         done = json.loads((speak("short", 5, 7) / "speech.json").read_text())
     assert done["rejects"] == {"judge failed": 2}  # two alone are theirs, and counted
+
+
+def test_killed_without_a_judge_what_was_kept_is_not_spoken_again(
+    dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """And a file that a kill has cut short is none, nor is one of other words."""
+    with chat_server() as server:
+        out = tmp_path / "out"
+        given = words(server, dialogues, out, "--ledger", str(tmp_path / "ledger"))
+        with pytest.raises(DataError, match="the judge is gone"):
+            run_synthesize(judged(monkeypatch, DyingJudge(1, 999), given, tmp_path))
+        shutil.rmtree(tmp_path / "ledger")
+        asked = server.requests
+        first, second, *rest = sorted((out.with_name("out.part") / "unheard").glob("*/*.npz"))
+        first.rename(first.with_suffix(".tmp"))
+        with np.load(rest[0]) as other:
+            turns = sum(name != "said" for name in np.load(second))
+            np.savez(second, **other)
+        lost = sum(name != "said" for name in np.load(first.with_suffix(".tmp"))) + turns
+        run_synthesize(judged(monkeypatch, DyingJudge(0, 0), given, tmp_path))
+        assert server.requests == asked + lost and not list(out.rglob("unheard"))
+        asked = server.requests
+        again = words(server, dialogues, tmp_path / "again", "--ledger", str(tmp_path / "ledger2"))
+        run_synthesize(judged(monkeypatch, DyingJudge(0, 0), again, tmp_path))
+    assert content(out) == content(tmp_path / "again")
+
+
+def test_a_voice_that_dies_while_the_judge_is_away_ends_the_run(
+    dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with chat_server(lambda request: ["500"] * 99 if server.requests > 26 else []) as server:
+        given = words(server, dialogues, tmp_path / "out", "--voice.tries", "1")
+        with pytest.raises(
+            DataError, match="1 of 24 dialogues are spoken; the voice is gone, and the judge: .*status 500"
+        ):
+            run_synthesize(judged(monkeypatch, DyingJudge(1, 999), given, tmp_path))
+        assert list((tmp_path / "out.part" / "unheard").glob("*/*.npz"))
 
 
 def test_a_service_that_breaks_down_is_told_from_texts_it_cannot_say(
