@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+import zipfile
 from collections.abc import Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
@@ -21,7 +22,7 @@ from typing import Any
 import numpy as np
 
 from megatron_most.data.rejects import RowError
-from megatron_most.runtime import get_logger
+from megatron_most.runtime import get_logger, writing
 from megatron_most.synthesize.writer import JudgeFailed, WriterFailed
 
 FOLDER = "unheard"
@@ -29,6 +30,7 @@ OUTAGE = 8
 """Failures in a row that are a service's, and not of what it was asked."""
 Said = tuple[int, str, str]
 """A turn's number, its voice, its text."""
+_AGAIN = ", then run the same command again to go on"
 _log = get_logger(__name__)
 
 
@@ -54,21 +56,25 @@ class Unheard:
         path = self._path(id)
         if not path.exists():
             return None
-        with np.load(path, allow_pickle=False) as kept:
-            if str(kept["said"]) != _key(id, said):
-                return None
-            return [kept[f"wave{number}"] for number in range(len(said))]
+        try:
+            with np.load(path, allow_pickle=False) as kept:
+                if str(kept["said"]) != _key(id, said):
+                    return None
+                return [kept[f"wave{number}"] for number in range(len(said))]
+        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged: it is spoken again
+            return None
 
     def keep(self, id: str, said: Sequence[Said], waves: Sequence[np.ndarray]) -> None:
         path = self._path(id)
-        path.parent.mkdir(parents=True, exist_ok=True)
         part = path.with_suffix(".tmp")
-        with open(part, "wb") as file:
-            arrays: dict[str, Any] = {f"wave{number}": wave for number, wave in enumerate(waves)}
-            np.savez(file, said=np.array(_key(id, said)), **arrays)
-            file.flush()
-            os.fsync(file.fileno())
-        part.replace(path)
+        with writing(self._folder, _AGAIN):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(part, "wb") as file:
+                arrays: dict[str, Any] = {f"wave{number}": wave for number, wave in enumerate(waves)}
+                np.savez(file, said=np.array(_key(id, said)), **arrays)
+                file.flush()
+                os.fsync(file.fileno())
+            part.replace(path)
 
     def drop(self, id: str) -> None:
         """It is in the lists, or set aside."""

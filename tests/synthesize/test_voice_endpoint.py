@@ -252,7 +252,7 @@ def test_without_a_judge_voices_go_on_and_what_they_said_is_heard_later(
 def test_killed_without_a_judge_what_was_kept_is_not_spoken_again(
     dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """And a file that a kill has cut short is none, nor is one of other words."""
+    """And a file that a kill has cut short is none, nor is a damaged one, nor one of other words."""
     with chat_server() as server:
         out = tmp_path / "out"
         given = words(server, dialogues, out, "--ledger", str(tmp_path / "ledger"))
@@ -266,6 +266,8 @@ def test_killed_without_a_judge_what_was_kept_is_not_spoken_again(
             turns = sum(name != "said" for name in np.load(second))
             np.savez(second, **other)
         lost = sum(name != "said" for name in np.load(first.with_suffix(".tmp"))) + turns
+        lost += sum(name != "said" for name in np.load(rest[1]))
+        rest[1].write_bytes(rest[1].read_bytes()[:-100])
         run_synthesize(judged(monkeypatch, DyingJudge(0, 0), given, tmp_path))
         assert server.requests == asked + lost and not list(out.rglob("unheard"))
         asked = server.requests
