@@ -39,6 +39,10 @@ class Cast:
     mode: str
     voices: dict[str, str]
 
+    @property
+    def is_spoken(self) -> bool:
+        return bool(SIDES[self.mode])
+
     def speaks(self, role: str) -> bool:
         return role in SIDES[self.mode]
 

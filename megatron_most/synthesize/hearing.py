@@ -73,7 +73,11 @@ class Ears:
                 heard = load_judge("pocketsphinx", sentences=self._choices(texts)).transcribe(waves)
             else:
                 with self._lock:  # one model, many threads
+                    if self.gone is not None:  # while this one waited
+                        raise JudgeFailed(self.gone)
                     heard = self._judge.transcribe(waves)
+        except JudgeFailed:
+            raise
         except DataError as error:
             raise RowError("judge failed", str(error)[:200]) from error
         except (MostError, RuntimeError, OSError, MemoryError) as error:

@@ -38,6 +38,8 @@ UTTERANCES, SPOKEN, WRITTEN, REJECTS = "utterances.jsonl", "spoken.jsonl", "writ
 FILES = (UTTERANCES, SPOKEN, WRITTEN, REJECTS)
 HEADER, AUDIO = "speech.json", "audio"
 _COMMIT_EVERY, _IN_FOLDER = 8, 1000
+_HEARD = ("said otherwise", "judge failed")
+"""Reasons that only a judge gives."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,18 +93,19 @@ def speak_dialogues(speech: Speech, speaker: Speaker, out: Path, shard: Shard) -
     mine = list(speech.dialogues)[shard[0] :: shard[1]]
     with ExitStack() as stack:
         journal = stack.enter_context(open_journal(folder, job, FILES, reports=(REJECTS,)))
-        unheard = Unheard(journal.part)
+        unheard = Unheard(journal.part, speaker.identity)
         writing = _Writing(speech, journal, unheard)
         pool = ThreadPoolExecutor(speech.workers)
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         stack.callback(speaker.stop)
         meter = stack.enter_context(Meter(len(mine), "speak", _words, done=writing.done.taken))
         ahead = Ahead(len(mine), unheard)
-        if ears.gone is not None:
+        left = mine[writing.done.taken :]
+        if ears.gone is not None and any(_cast(speech, dialogue).is_spoken for dialogue in left):
             ahead.begin(ears.gone, writing.done.taken, 0)
-        for dialogue, roles, turns in _in_order(speech, mine[writing.done.taken :], speaker, ears, unheard, pool):
+        for dialogue, roles, turns in _in_order(speech, left, speaker, ears, unheard, pool):
             try:
-                if ears.gone is None:
+                if ahead.why is None:
                     writing.take(dialogue, roles, turns)
                 else:
                     ahead.take(dialogue.id, turns)
@@ -110,12 +113,12 @@ def speak_dialogues(speech: Speech, speaker: Speaker, out: Path, shard: Shard) -
                 ears.gone = str(error)
                 ahead.begin(ears.gone, writing.done.taken, writing.stop())
             except WriterFailed as error:
-                too = ", and the judge" if ears.gone else ""
+                too = ", and the judge" if ahead.why else ""
                 gone = f"{writing.done.taken} of {len(mine)} dialogues are spoken; the voice is gone{too}"
                 raise DataError(f"{journal.part}: {gone}: {error}; run the same command again to go on") from error
             meter.advance(1)
-        if ears.gone is not None:
-            raise DataError(f"{journal.part}: {ahead.told(ears.gone, writing.done.taken)}")
+        if ahead.why is not None:
+            raise DataError(f"{journal.part}: {ahead.told(writing.done.taken)}")
         writing.finish()
         unheard.clear()
         journal.seal(lambda part: _finish(part, job, writing.done))
@@ -155,12 +158,16 @@ def _say(number: int, voice: str, text: str, speaker: Speaker) -> np.ndarray:
     return wave
 
 
+def _cast(speech: Speech, dialogue: Dialogue) -> Cast:
+    return cast(dialogue, speech.weights, speech.voices, speech.assistant_voices, speech.seed)
+
+
 def _in_order(
     speech: Speech, mine: Sequence[Dialogue], speaker: Speaker, ears: Ears, unheard: Unheard, pool: ThreadPoolExecutor
 ) -> Iterator[tuple[Dialogue, Cast, Future[list[Utterance]]]]:
     flying: deque[tuple[Dialogue, Cast, Future[list[Utterance]]]] = deque()
     for dialogue in mine:
-        roles = cast(dialogue, speech.weights, speech.voices, speech.assistant_voices, speech.seed)
+        roles = _cast(speech, dialogue)
         made = pool.submit(_speak, dialogue, roles, speaker, ears, unheard, speech.judge.max_wer)
         flying.append((dialogue, roles, made))
         if len(flying) > 2 * speech.workers:
@@ -180,20 +187,25 @@ class _Writing:
             self.done.rejects,
             where=journal.path(REJECTS),
         )
-        self._held: list[tuple[Dialogue, Cast, WriterFailed | None]] = []
-        """Failures of which nobody knows yet whose they are, and what came between them that nobody had to say."""
+        self._held: list[tuple[Dialogue, Cast, WriterFailed | RowError | None]] = []
+        """Failures of which nobody knows yet whose they are, and what came between them that is no sign of life."""
+        self._in_lists: list[str] = []
+        """Since the last commit: dialogues whose waves need not be kept any more."""
 
     def take(self, dialogue: Dialogue, roles: Cast, turns: Future[list[Utterance]]) -> None:
         """Put one dialogue into the lists, or say why not."""
         try:
             made = turns.result()
         except RowError as error:
+            if error.reason not in _HEARD and any(isinstance(failed, JudgeFailed) for *_, failed in self._held):
+                self._held.append((dialogue, roles, error))  # the voice lives, which says nothing of the judge
+                return
             self._take_held()
             self._set_aside(dialogue.id, error.reason, error.detail)
             return
         except WriterFailed as error:
             self._held.append((dialogue, roles, error))
-            if sum(failed is not None for *_, failed in self._held) >= OUTAGE:
+            if sum(isinstance(failed, WriterFailed) for *_, failed in self._held) >= OUTAGE:
                 raise  # not committed: these are tried again
             return
         if self._held and not made:
@@ -201,8 +213,7 @@ class _Writing:
             return
         self._take_held()
         self._write(dialogue, roles, {turn.number: turn for turn in made})
-        self._took()
-        self._unheard.drop(dialogue.id)
+        self._took(dialogue.id)
 
     def _write(self, dialogue: Dialogue, roles: Cast, made: dict[int, Utterance]) -> None:
         messages: list[dict[str, Any]] = []
@@ -237,18 +248,20 @@ class _Writing:
         for dialogue, roles, error in held:
             if error is None:
                 self._write(dialogue, roles, {})
-                self._took()
+                self._took(dialogue.id)
+            elif isinstance(error, RowError):
+                self._set_aside(dialogue.id, error.reason, error.detail)
             else:
                 reason = "judge failed" if isinstance(error, JudgeFailed) else "no reply from the voice"
                 self._set_aside(dialogue.id, reason, str(error))
 
     def _set_aside(self, id: str, reason: str, detail: str) -> None:
         self._rejects.add(id, reason, detail)
-        self._took()
-        self._unheard.drop(id)
+        self._took(id)
         self._rejects.check(self.done.taken)
 
-    def _took(self) -> None:
+    def _took(self, id: str) -> None:
+        self._in_lists.append(id)
         self.done.taken += 1
         if self.done.taken % _COMMIT_EVERY == 0:
             self._commit()
@@ -261,6 +274,9 @@ class _Writing:
     def _commit(self) -> None:
         self.done.rejects = dict(self._rejects.counts)
         self._journal.commit(asdict(self.done))
+        for id in self._in_lists:
+            self._unheard.drop(id)
+        self._in_lists = []
 
     def finish(self) -> None:
         self._take_held()

@@ -2,8 +2,8 @@
 
     PART/unheard/AB/HASH.npz    one dialogue's turns: its waves, and what was said in which voice
 
-The dialogue's id, the turn's number, voice and text are in the file and are compared, so that no wave is taken for
-another; a file is whole or not there.
+Who speaks, the dialogue's id, the turn's number, voice and text are in the file and are compared, so that no wave is
+taken for another; a file is whole or not there.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import json
 import os
 import shutil
 import zipfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass
 from pathlib import Path
@@ -48,8 +48,8 @@ class Utterance:
 class Unheard:
     """The files of one part; dialogues may be kept from several threads."""
 
-    def __init__(self, part: Path) -> None:
-        self._folder = part / FOLDER
+    def __init__(self, part: Path, speaker: Mapping[str, Any]) -> None:
+        self._folder, self._speaker = part / FOLDER, json.dumps(speaker, sort_keys=True, default=str)
 
     def find(self, id: str, said: Sequence[Said]) -> list[np.ndarray] | None:
         """The waves of a dialogue, if just these turns of it were kept."""
@@ -58,7 +58,7 @@ class Unheard:
             return None
         try:
             with np.load(path, allow_pickle=False) as kept:
-                if str(kept["said"]) != _key(id, said):
+                if str(kept["said"]) != self._key(id, said):
                     return None
                 return [kept[f"wave{number}"] for number in range(len(said))]
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile):  # damaged: it is spoken again
@@ -71,7 +71,7 @@ class Unheard:
             path.parent.mkdir(parents=True, exist_ok=True)
             with open(part, "wb") as file:
                 arrays: dict[str, Any] = {f"wave{number}": wave for number, wave in enumerate(waves)}
-                np.savez(file, said=np.array(_key(id, said)), **arrays)
+                np.savez(file, said=np.array(self._key(id, said)), **arrays)
                 file.flush()
                 os.fsync(file.fileno())
             part.replace(path)
@@ -81,7 +81,12 @@ class Unheard:
         self._path(id).unlink(missing_ok=True)
 
     def clear(self) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        if self._folder.exists():
+            with writing(self._folder, _AGAIN):
+                shutil.rmtree(self._folder)
+
+    def _key(self, id: str, said: Sequence[Said]) -> str:
+        return json.dumps([self._speaker, id, *said])
 
     def _path(self, id: str) -> Path:
         name = hashlib.sha256(id.encode()).hexdigest()[:32]
@@ -93,11 +98,13 @@ class Ahead:
 
     def __init__(self, total: int, unheard: Unheard) -> None:
         self._total, self._unheard = total, unheard
+        self.why: str | None = None
+        """It has begun, since this was wrong with the judge."""
         self._spoken = self._failed = self._in_a_row = 0
 
     def begin(self, why: str, taken: int, spoken: int) -> None:
         """`taken`: dialogues in the lists; `spoken`: those after them that have shown it."""
-        self._spoken = spoken
+        self.why, self._spoken = why, spoken
         _log.warning(
             f"the judge is gone: {why}; from dialogue {taken + 1} of {self._total} on voices speak, and nobody hears"
         )
@@ -119,14 +126,10 @@ class Ahead:
                 self._unheard.keep(id, [(one.number, one.voice, one.text) for one in made], [one.wave for one in made])
                 self._spoken += 1
 
-    def told(self, why: str, taken: int) -> str:
+    def told(self, taken: int) -> str:
         failed = f", {self._failed} failed and are tried again" if self._failed else ""
         return (
-            f"the judge is gone: {why}. {taken} of {self._total} dialogues are in the lists; {self._spoken} more are "
-            f"spoken and kept{failed}. When the judge is back, run the same command again: they are heard, and not "
+            f"the judge is gone: {self.why}. {taken} of {self._total} dialogues are in the lists; {self._spoken} more "
+            f"are spoken and kept{failed}. When the judge is back, run the same command again: they are heard, and not "
             "spoken again"
         )
-
-
-def _key(id: str, said: Sequence[Said]) -> str:
-    return json.dumps([id, *said])

@@ -23,6 +23,7 @@ from megatron_most.data import run_prepare_data
 from megatron_most.data.rejects import RowError
 from megatron_most.errors import DataError, MostError
 from megatron_most.synthesize import run_synthesize
+from megatron_most.synthesize.unheard import Unheard
 from megatron_most.synthesize.wer import check_wave, flatness, word_error_rate
 from tests.data_files import content
 
@@ -205,6 +206,44 @@ def test_where_pocketsphinx_is_missing_voices_speak_and_what_to_do_is_named(
     with pytest.raises(MostError, match="no such folder"):
         run_synthesize([*refused[:-4], *refused[-4:], "--out", str(tmp_path / "other")])
     assert not (tmp_path / "other.part").exists(), "without its folder a judge has no name, and the work none"
+
+
+def test_what_nobody_has_to_hear_needs_no_judge(
+    dialogues: Path, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "pocketsphinx", None)
+    shares = [f"--weights.{mode}=0" for mode in ("speech-to-text", "text-to-speech", "speech-to-speech")]
+    run_synthesize(words(dialogues, tmp_path / "out", program, "--judge.name", "pocketsphinx", *shares))
+    assert json.loads((tmp_path / "out" / "speech.json").read_text())["written"] == 24
+
+
+def test_faults_of_a_voice_do_not_hide_that_the_judge_is_gone(
+    dialogues: Path, program: str, unbroken: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Gone:
+        identity = "a judge"
+
+        def transcribe(self, waves: list[np.ndarray]) -> list[str]:
+            raise RuntimeError("device lost")
+
+    monkeypatch.setattr("megatron_most.synthesize.hearing.load_judge", lambda name, **options: Gone())
+    given = words(dialogues, tmp_path / "out", program, "--judge.name", "whisper", "--judge.model", str(tmp_path))
+    with pytest.raises(DataError, match="device lost.* of 24 dialogues are in the lists"):
+        run_synthesize(given)
+    told = tmp_path / "out.part" / "rejects.jsonl"
+    assert "judge failed" not in told.read_text()
+    kept = list((tmp_path / "out.part" / "unheard").glob("*/*.npz"))
+    assert len(kept) == json.loads((unbroken / "speech.json").read_text())["spoken"]
+
+
+def test_waves_of_another_speaker_or_of_other_words_are_not_taken(tmp_path: Path) -> None:
+    said, waves = [(0, "anna", "yes"), (2, "bob", "no")], [np.ones(3, np.float32), np.zeros(2, np.float32)]
+    Unheard(tmp_path, {"voice": "one"}).keep("d1", said, waves)
+    found = Unheard(tmp_path, {"voice": "one"}).find("d1", said)
+    assert found is not None and all(map(np.array_equal, found, waves))
+    assert Unheard(tmp_path, {"voice": "two"}).find("d1", said) is None
+    assert Unheard(tmp_path, {"voice": "one"}).find("d1", [*said[:1], (2, "bob", "yes")]) is None
+    assert Unheard(tmp_path, {"voice": "one"}).find("d2", said) is None
 
 
 def test_a_higher_rate_of_rejects_goes_on_from_where_a_lower_one_ended(

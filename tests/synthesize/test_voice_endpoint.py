@@ -203,13 +203,13 @@ def test_whatever_a_service_sends_as_sound_is_counted_and_the_run_goes_on(dialog
 class DyingJudge:
     """Hears a while, then nothing for some calls, then again."""
 
-    def __init__(self, first: int, last: int) -> None:
-        self.identity, self.calls, self.dead = "a judge", 0, range(first, last)
+    def __init__(self, first: int, last: int, error: type[BaseException] = RuntimeError) -> None:
+        self.identity, self.calls, self.dead, self.error = "a judge", 0, range(first, last), error
 
     def transcribe(self, waves: list[np.ndarray]) -> list[str]:
         self.calls += 1
         if self.calls in self.dead:
-            raise RuntimeError("device lost")
+            raise self.error("device lost")
         return ["nothing"] * len(waves)
 
 
@@ -260,6 +260,9 @@ def test_killed_without_a_judge_what_was_kept_is_not_spoken_again(
             run_synthesize(judged(monkeypatch, DyingJudge(1, 999), given, tmp_path))
         shutil.rmtree(tmp_path / "ledger")
         asked = server.requests
+        with pytest.raises(KeyboardInterrupt):  # some are in the lists, and nothing is committed yet
+            run_synthesize(judged(monkeypatch, DyingJudge(5, 99, KeyboardInterrupt), given, tmp_path))
+        assert server.requests == asked
         first, second, *rest = sorted((out.with_name("out.part") / "unheard").glob("*/*.npz"))
         first.rename(first.with_suffix(".tmp"))
         with np.load(rest[0]) as other:
