@@ -14,17 +14,19 @@ from megatron_most.checkpoint import find_checkpoint
 from megatron_most.config import Facts, build, load_recipe
 from megatron_most.evaluate import read_result
 from tests.data_files import RATE, WORDS, sound
+from tests.doc_words import commands_by
 from tests.programs import run_program
 from tests.talkable import make_talkable
 
 ROOT = Path(__file__).resolve().parent.parent
 EXAMPLES = ROOT / "examples"
-MUSIC, QWEN3 = EXAMPLES / "add_a_modality" / "music.py", EXAMPLES / "add_a_backbone" / "qwen3.py"
 
 
-def test_three_groups_learn_and_stay_apart() -> None:
-    assert len(MUSIC.read_text(encoding="utf-8").splitlines()) < 60
-    done = run_program(MUSIC, cwd=ROOT)
+def test_three_groups_learn_and_stay_apart(tmp_path: Path) -> None:
+    [command] = commands_by("test_examples.py::test_three_groups_learn_and_stay_apart", tmp_path)
+    _, music, *words = command.words
+    assert len((ROOT / music).read_text(encoding="utf-8").splitlines()) < 60
+    done = run_program(ROOT / music, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     names = [float(loss) for loss in re.findall(r"names (\S+)", done.stdout)]
     assert names[-1] < 0.3 < 1.0 < names[0]
@@ -34,9 +36,17 @@ def test_three_groups_learn_and_stay_apart() -> None:
 
 
 def test_a_family_that_is_added_goes_there_and_back(tmp_path: Path) -> None:
-    done = run_program(QWEN3, "--try", tmp_path, cwd=ROOT)
+    tried, imported = commands_by("test_examples.py::test_a_family_that_is_added_goes_there_and_back", tmp_path)
+    done = run_program(ROOT / tried.words[1], *tried.words[2:], cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     assert done.stderr.count("logits gate passed") == 3
+    place, tmp_path = tmp_path, tmp_path / tried.words[-1]
+    (place / "models").mkdir()
+    (place / "models" / "Qwen3-0.6B").symlink_to(tmp_path / "hf")
+    (place / "token_map.json").symlink_to(tmp_path / "token_map.json")
+    done = run_program(ROOT / imported.words[1], *imported.words[2:], cwd=place)
+    assert done.returncode == 0 and "logits gate passed" in done.stderr, done.stderr[-3000:]
+    assert load_recipe(place / "checkpoints" / "qwen3" / "resolved.toml").moe.num_experts == 8
     assert json.loads((tmp_path / "back" / "config.json").read_text())["architectures"] == ["Qwen3ForCausalLM"]
     config = load_recipe(tmp_path / "most" / "resolved.toml")
     assert config.model.qk_norm and config.moe.groups == ("text: 0-3", "audio: 4-7")
@@ -52,24 +62,27 @@ def talkable(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_a_folder_of_recordings_changes_a_model(talkable: Path, tmp_path: Path) -> None:
-    own = tmp_path / "own"
+    own = tmp_path / "my_recordings"
     (own / "monday").mkdir(parents=True)
     for number in range(12):
         soundfile.write(own / "monday" / f"{number:02d}.wav", sound(1.0, number), RATE)
         (own / "monday" / f"{number:02d}.txt").write_text(f"{WORDS[number % 5]} {WORDS[3 + number % 4]}\n")
-    data = talkable / "data"
-    given = ["--audio", own, "--model", talkable / "run", "--codec", data / "codec", "--tokenizer", data / "tokenizer"]
-    words = [*given, "--out", tmp_path / "out", "--steps", "3", "--batch", "1"]
-    done = run_program(EXAMPLES / "finetune" / "finetune.py", *words, cwd=tmp_path)
+    (tmp_path / "runs" / "quickstart" / "runs").mkdir(parents=True)
+    links = {"runs/phase2": "run", "codec": "data/codec", "tokenizer": "data/tokenizer"}
+    for name, target in links.items():
+        (tmp_path / "runs" / "quickstart" / name).symlink_to(talkable / target)
+    (tmp_path / "examples").symlink_to(EXAMPLES)
+    [command] = commands_by("test_examples.py::test_a_folder_of_recordings_changes_a_model", tmp_path)
+    _, program, *words = command.smaller
+    done = run_program(ROOT / program, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
-    config = load_recipe(find_checkpoint(tmp_path / "out" / "run", "")[0] / "resolved.toml")
+    made = tmp_path / words[words.index("--out") + 1]
+    config = load_recipe(find_checkpoint(made / "run", "")[0] / "resolved.toml")
     assert config.train.steps == 3 and config.data.asr.weight == 0.5 and not config.data.text_lm.train
-    found = [
-        read_result(path.parent) for at in ("before", "after") for path in (tmp_path / "out" / at).rglob("result.json")
-    ]
+    found = [read_result(path.parent) for at in ("before", "after") for path in (made / at).rglob("result.json")]
     assert [result.items for result in found] == [2, 2]  # the first and the eleventh were held out
-    assert (tmp_path / "out" / "export" / "config.json").exists()
-    again = run_program(EXAMPLES / "finetune" / "finetune.py", *words, cwd=tmp_path)
+    assert (made / "export" / "config.json").exists()
+    again = run_program(ROOT / program, *words, cwd=tmp_path)
     assert again.returncode == 0, again.stderr[-3000:]
 
 

@@ -19,6 +19,7 @@ import pytest
 from megatron_most.config import Facts, TaskConfig, build, dump, load_recipe
 from megatron_most.errors import DataError
 from megatron_most.runtime import write_atomically
+from tests.doc_words import of_make
 from tests.offline import tried, without_network
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -171,7 +172,9 @@ def test_a_file_where_the_folder_should_be_is_told(tmp_path: Path) -> None:
 
 
 def start(out: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-u", str(QUICKSTART / "demo.py"), "--scale", "ci", "--out", str(out), *words]
+    """What `make demo` does, as README.md and docs/quickstart.md have it; in small, and in a folder of the test's."""
+    [(_, program, *given)] = of_make("demo", "ARGS=--scale ci")
+    command = [sys.executable, "-u", str(ROOT / program), *given, "--out", str(out), *words]
     pipe, env = subprocess.PIPE, without_network(out.parent / "guard")
     return subprocess.Popen(command, stdout=pipe, stderr=subprocess.STDOUT, text=True, start_new_session=True, env=env)
 

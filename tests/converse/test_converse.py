@@ -6,8 +6,6 @@ import contextlib
 import io
 import json
 import os
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -25,6 +23,7 @@ from megatron_most.runtime import Launch
 from megatron_most.speech import load_codec
 from megatron_most.speech.vocoder_files import load_vocoder
 from tests.data_files import make_codec, sound
+from tests.doc_words import commands_by
 from tests.harness import launch_ranks
 from tests.phases import recipe, run
 from tests.talkable import make_talkable
@@ -179,20 +178,6 @@ def test_the_checkpoint_knows_what_its_data_was_made_with(made: Path) -> None:
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def all_commands() -> list[list[str]]:
-    """Of docs/generation.md."""
-    page = (ROOT / "docs" / "generation.md").read_text(encoding="utf-8")
-    [block] = re.findall(r"```bash\n(.*?)```", page, re.S)
-    return [shlex.split(line) for line in block.replace("\\\n", " ").splitlines()]
-
-
-def guide_commands() -> list[list[str]]:
-    """Those of one process."""
-    of_one = [words for words in all_commands() if words[0] == ".venv/bin/python"]
-    assert len(of_one) == 3 and all(words[1] == "tools/generate.py" for words in of_one)
-    return [words[2:] for words in of_one]
-
-
 def test_the_commands_of_the_guide_run(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "runs").mkdir()
     links = {"runs/stage1": "run", "DATA": "data", "question.wav": "hello.wav", "VOCODER": "vocoder"}
@@ -206,14 +191,18 @@ def test_the_commands_of_the_guide_run(made: Path, tmp_path: Path, monkeypatch: 
         return 0
 
     def follow(launch: Launch, words: list[str]) -> int:
-        run_generate([*words, "--max-new-tokens", "8", "--temperature", "1"])
+        run_generate(words)
         return 0
 
     (tmp_path / "exports").mkdir()
     assert launch_ranks(export, 1) == [0]
     known = MadeWith.load(tmp_path / "exports" / "most" / "made_with.json")
     assert known.codec is not None, "it goes along"
-    for words in guide_commands():
+    guide = commands_by("converse/test_converse.py::test_the_commands_of_the_guide_run", tmp_path)
+    assert len(guide) == 3
+    for command in guide:
+        program, tool, *words = command.smaller
+        assert (program, tool) == (".venv/bin/python", "tools/generate.py")
         assert launch_ranks(follow, 1, words) == [0], words
     assert soundfile.info("morning.wav").frames > 0
 
@@ -221,12 +210,13 @@ def test_the_commands_of_the_guide_run(made: Path, tmp_path: Path, monkeypatch: 
 @pytest.mark.slow
 def test_the_command_of_two_processes_says_what_one_does(made: Path, tmp_path: Path) -> None:
     """torch's own launcher imports everything in each of them."""
-    [words] = [words[1:] for words in all_commands() if words[0] == ".venv/bin/torchrun"]
+    by = "converse/test_converse.py::test_the_command_of_two_processes_says_what_one_does"
+    [words] = [command.smaller[1:] for command in commands_by(by, tmp_path)]
     (tmp_path / "runs").mkdir()
     for name, target in {"runs/stage1": "run", "DATA": "data"}.items():
         (tmp_path / name).symlink_to(made / target)
     words = [str(ROOT / word) if word == "tools/generate.py" else word for word in words]
-    command = [sys.executable, "-m", "torch.distributed.run", *words, "--max-new-tokens", "12"]
+    command = [sys.executable, "-m", "torch.distributed.run", *words]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
     found = subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300, stdout=subprocess.PIPE)
     alone = said(made, "--tokenizer", str(made / "data" / "tokenizer"), "--prompt", "Hello.")

@@ -23,6 +23,7 @@ from megatron_most.data.unit_set import open_units
 from megatron_most.evaluate import Data, Options, Tools, read_result, run_evaluate
 from megatron_most.evaluate.decoding import Decoding
 from megatron_most.evaluate.options import TASKS
+from tests.doc_words import commands_by
 from tests.evaluate.benchmarks import write_gsm8k, write_mmlu, write_sblimp, write_swuggy
 from tests.spoken_models import Spoken, apart, make_model
 
@@ -42,14 +43,14 @@ def guide_commands() -> list[list[str]]:
 @pytest.mark.slow
 def test_the_command_on_several_processes_runs(tmp_path):
     """torch's own launcher imports everything in each of them."""
-    [line] = [line for line in GUIDE.splitlines() if line.startswith(SHARED)]
+    [guide] = commands_by("evaluate/test_evaluation_guide.py::test_the_command_on_several_processes_runs", tmp_path)
     spoken = Spoken(tmp_path / "spoken", utterances=3)
     for place, what in {"manifests/test-clean": "manifest", "units/test-clean": "units"}.items():
         shutil.copytree(spoken.root / what, tmp_path / place)
     make_model(spoken, tmp_path / "models" / "most")
-    words = shlex.split(line.removeprefix(SHARED).replace("tools/evaluate.py", str(ROOT / "tools" / "evaluate.py")))
+    words = [str(ROOT / word) if word == "tools/evaluate.py" else word for word in guide.smaller[1:]]
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", *words, "--max-new-tokens", "4"]
+    command = [sys.executable, "-m", "torch.distributed.run", *words]
     subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=300)
     result = read_result(tmp_path / "runs" / "shared" / "asr-test-test")
     assert (result.ranks, result.items) == (2, 3)

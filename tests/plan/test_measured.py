@@ -19,6 +19,7 @@ from megatron_most.plan.ranking import facts_for, for_planning, predict_recipe
 from megatron_most.runtime import Launch
 from megatron_most.train import run_training
 from megatron_most.upstream import core_version
+from tests.doc_words import commands_by
 from tests.harness import launch_ranks
 from tests.phases import make_blend, recipe
 
@@ -119,13 +120,18 @@ def each_on_a_node_of_its_own(launch: Launch, config: Any) -> int:
     return run_training(config, dataclasses.replace(launch, **facts))
 
 
-def test_two_real_runs_are_compared(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+def test_two_real_runs_are_compared(
+    tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By the command of docs/scaling.md."""
     data = make_blend(tmp_path / "data")
     changes = {"train.steps": 9, "train.validate_every": 0, "checkpoint.every": 0, "telemetry.every": 0}
     for nodes in (1, 2):
-        config = recipe(data, tmp_path / f"nodes-{nodes}", **changes)
+        config = recipe(data, tmp_path / "runs" / "scaling" / f"nodes-{nodes}", **changes)
         assert launch_ranks(each_on_a_node_of_its_own, nodes, config) == [0] * nodes
-    assert run_plan(["--measured", *(str(tmp_path / f"nodes-{nodes}") for nodes in (1, 2)), "--leave-out", "3"]) == 0
+    [command] = commands_by("plan/test_measured.py::test_two_real_runs_are_compared", tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert run_plan(command.smaller[2:]) == 0 and (tmp_path / "report.md").exists()
     rows = [line for line in capsys.readouterr().out.splitlines() if line.startswith(("| 1 |", "| 2 |"))]
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows]
     assert [row[:2] for row in cells] == [["1", "1"], ["2", "2"]] and [row[3] for row in cells] == ["6", "6"]

@@ -7,8 +7,9 @@ from pathlib import Path
 import pytest
 
 from megatron_most.errors import DataError
-from megatron_most.plan import Assumed
+from megatron_most.plan import Assumed, run_plan
 from megatron_most.plan.scaling import NODES, tables, write_page
+from tests.doc_words import commands_by
 
 NAMES = ("same batch", "grown batch")
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "scaling.md"
@@ -36,7 +37,12 @@ def test_the_page_is_written_between_its_marks_and_refused_without(
     with pytest.raises(DataError, match="has no place for the table"):
         write_page(page, Assumed())
     page.write_text(PAGE.read_text(encoding="utf-8"))
-    write_page(page, Assumed())
+    (tmp_path / "docs").mkdir()
+    page = page.rename(tmp_path / "docs" / "scaling.md")
+    by = "plan/test_scaling.py::test_the_page_is_written_between_its_marks_and_refused_without"
+    [command] = commands_by(by, tmp_path)
+    monkeypatch.chdir(tmp_path)
+    assert run_plan(command.words[2:]) == 0
     text = page.read_text(encoding="utf-8")
     assert text.count("| 7 |") == 2 and "| 1 | 8 |" not in text and "What carries these numbers" in text
     assert page.with_suffix(".svg").read_text() == "<svg/>"

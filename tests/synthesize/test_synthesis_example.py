@@ -19,6 +19,7 @@ from pathlib import Path
 import pytest
 
 from tests.data_files import content
+from tests.doc_words import commands_by, smaller
 
 ROOT = Path(__file__).resolve().parents[2]
 KILLS = 12
@@ -29,7 +30,9 @@ SUMS = ("/manifest.sha256", "run/checkpoints/latest")
 
 
 def begin(out: Path, log: Path) -> subprocess.Popen[bytes]:
-    words = [sys.executable, str(ROOT / "examples" / "synthesis" / "run.py"), "--out", str(out), "--scale", "ci"]
+    by = "synthesize/test_synthesis_example.py::test_a_dozen_kills_leave_the_bytes_of_an_unbroken_run"
+    [command] = commands_by(by, out.parent)
+    words = [sys.executable, str(ROOT / command.words[1]), *smaller(command.smaller[2:], f"--out {out}")]
     with open(log, "wb") as file:
         return subprocess.Popen(
             words, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=file, stderr=subprocess.STDOUT,

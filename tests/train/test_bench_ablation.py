@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from megatron_most.config import Facts, build, count_parameters, meaning
+from tests.doc_words import commands_by, of_make
 from tests.phases import make_blend
 from tests.programs import run_program
 
@@ -82,7 +83,7 @@ def test_it_trains_and_goes_on_and_tells(data: Path, tmp_path: Path, monkeypatch
 
     def call(log: Path, program: str, *words: object) -> None:
         ran.append(program)
-        done = run_program(ROOT / program, *(str(word) for word in words))
+        done = run_program(ROOT / program, *(str(word) for word in words), cwd=tmp_path)
         assert done.returncode == 0, done.stderr[-3000:]
 
     monkeypatch.setattr(ablation, "call", call)
@@ -90,8 +91,13 @@ def test_it_trains_and_goes_on_and_tells(data: Path, tmp_path: Path, monkeypatch
     page.write_text(f"before\n{BEGIN}old\n{END}after\n")
     few = {"train.sequence_length": 128, **ablation.SCALES["ci"].changes}
     monkeypatch.setitem(ablation.SCALES, "ci", ablation.Scale(4, few))
-    words = ["ablation.py", "--scale", "ci", "--data", str(data), "--out", str(tmp_path / "out"), "--at-once", "1"]
-    words += ["--seeds", "0", "--only", "MAMoE", "upcycled from dense", "--page", str(page)]
+    by = "train/test_bench_ablation.py::test_it_trains_and_goes_on_and_tells"
+    made, [command] = of_make("ablation"), [one for one in commands_by(by, tmp_path) if one.words[0] != "make"]
+    assert made == [list(command.words[:2])], "the other command of the page is this one without options"
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "quickstart").symlink_to(data)
+    monkeypatch.chdir(tmp_path)
+    words = command.smaller[1:] + ["--out", "out", "--page", str(page)]
     monkeypatch.setattr(sys, "argv", words)
     monkeypatch.setattr(ablation.signal, "signal", lambda *_: None)
     ablation.main()

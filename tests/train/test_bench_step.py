@@ -8,15 +8,18 @@ from pathlib import Path
 
 import pytest
 
+from tests.doc_words import commands_by
 from tests.programs import run_program
 
-BENCH = Path(__file__).resolve().parents[2] / "bench"
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.slow
-def test_every_peer_takes_steps_and_has_as_many_weights() -> None:
-    words = ["--recipe", "most-tiny", "--vanilla", "vanilla-moe-tiny", "--rounds", "2", "--json"]
-    done = run_program(BENCH / "step.py", *words)
+def test_every_peer_takes_steps_and_has_as_many_weights(tmp_path: Path) -> None:
+    """By the command of docs/performance.md."""
+    [command] = commands_by("train/test_bench_step.py::test_every_peer_takes_steps_and_has_as_many_weights", tmp_path)
+    _, program, *words = command.smaller
+    done = run_program(ROOT / program, *words)
     assert done.returncode == 0, done.stderr[-3000:]
     rows = [json.loads(line) for line in done.stdout.splitlines()]
     assert [row["part"] for row in rows] == [f"step, against {name}" for name in ("core", "transformers", "vanilla")]

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.doc_words import commands_by
 from tests.drills.bench import Bench, Drill, Failed, NotInjected, Outcome
 from tests.drills.command import main
 from tests.drills.table import DRILLS, run_control, run_drill
@@ -70,7 +71,8 @@ def test_harm_that_was_not_done_and_mistakes_of_ours_count_for_neither(
 
 
 def test_the_command_lists_the_drills_and_refuses_an_unknown_one(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["--list"]) == 0
+    [command] = commands_by("train/test_drills.py::test_the_command_lists_the_drills_and_refuses_an_unknown_one", ROOT)
+    assert main(command.words[2:]) == 0
     listed = capsys.readouterr().out
     assert [line.split()[0] for line in listed.splitlines()] == list(DRILLS)
     assert main(["--only", "no-such"]) == 2
@@ -87,6 +89,27 @@ def test_the_command_runs_a_drill_and_its_exit_code_says_whether_it_failed(
     assert "a step is lost" in capsys.readouterr().out
     assert main(["--without-protection", "bad", "--folder", str(tmp_path)]) == 0
     assert main(["--without-protection", "good", "--folder", str(tmp_path)]) == 1
+
+
+def test_the_commands_of_the_page_name_drills_and_end_as_they_must(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All and some of them, and the controls. In the place of each drill stands one that ends at once."""
+    drills = {name: made_up(Outcome("harm", "well")) for name in DRILLS}
+    controls = {name: made_up(Failed("lost")) for name in DRILLS}
+    ran = []
+    for command in commands_by(
+        "train/test_drills.py::test_the_commands_of_the_page_name_drills_and_end_as_they_must", tmp_path
+    ):
+        program, tool, *words = command.words
+        assert (program, tool) == (".venv/bin/python", "tools/drills.py")
+        if "--folder" in words:
+            words[words.index("--folder") + 1] = str(tmp_path / "drills")
+        for name, drill in (controls if "--controls" in words else drills).items():
+            monkeypatch.setitem(DRILLS, name, drill)
+        assert main(words) == 0
+        ran.append(capsys.readouterr().out.count("\n|") - 1)  # less the line below the head
+    assert ran == [len(DRILLS), 2, len(DRILLS)] and (tmp_path / "drills").is_dir()
 
 
 def test_the_tool_teaches() -> None:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -14,12 +12,12 @@ import pytest
 from megatron_most.checkpoint import find_checkpoint
 from megatron_most.config import load_recipe, replace
 from megatron_most.train import EXIT_STOPPED
+from tests.doc_words import commands_by
 from tests.harness import launch_ranks
 from tests.phases import losses, one_run
 from tests.programs import run_program
 
 ROOT = Path(__file__).resolve().parents[2]
-README = (ROOT / "README.md").read_text(encoding="utf-8")
 SHOWN = ROOT / "docs" / "two_phases.json"
 
 
@@ -46,15 +44,13 @@ def test_its_first_steps_are_those_of_the_curve_in_the_docs(tmp_path: Path) -> N
 @pytest.mark.slow
 def test_the_commands_of_the_readme_run_in_their_order(tmp_path: Path) -> None:
     """All four as written, but for fewer utterances and steps."""
-    block = re.search(r"```bash\n(.venv/bin/python examples/two_phases/prepare.py\n.*?)```", README, re.S)
-    assert block is not None
-    few = ["--train.warmup-steps", "0", "--train.global-batch-size", "4", "--train.validate-every", "2"]
-    more = {"examples/two_phases/prepare.py": ["--utterances", "60"], "tools/train.py": ["--train.steps", "2", *few]}
     ran = []
-    for line in block[1].splitlines():
-        program, tool, *words = shlex.split(line)
+    for command in commands_by(
+        "train/test_two_phases.py::test_the_commands_of_the_readme_run_in_their_order", tmp_path
+    ):
+        program, tool, *words = command.smaller
         assert program == ".venv/bin/python"
-        done = run_program(ROOT / tool, *words, *more.get(tool, []), cwd=tmp_path)
+        done = run_program(ROOT / tool, *words, cwd=tmp_path)
         assert done.returncode == 0, done.stdout[-2000:] + done.stderr[-3000:]
         ran.append(tool)
     assert ran == ["examples/two_phases/prepare.py", "tools/train.py", "tools/train.py", "tools/report.py"]
