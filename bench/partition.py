@@ -175,7 +175,7 @@ def learn(session: Session, language: Language, kinds: Sequence[str], folder: Pa
         report = engine.step([batch(language, rows)], RATE * (1 - step / steps))
         if step % 100 == 0 or step == steps - 1:
             say("%s: step %d, loss %.3f", words, step, report.loss)
-    pieces = find_pieces(engine.model, plan.moe.expert_at if plan.moe else ())
+    pieces = find_pieces(engine.model, plan.moe)
     saver = Saver(Shelf(folder / "checkpoints"), pieces, None, keep=1, versions=find_versions())
     weights = [found for found in engine.state() if found[0] == "weight"]
     texts = {"resolved.toml": dump(plan.config), "token_map.json": language.tokens.to_json()}
@@ -204,7 +204,7 @@ def losses(session: Session, folder: Path, gate: str, held_out: Mapping[str, Pac
     changes |= {"moe.gate": gate.partition(",")[0]} if gate else {}
     plan = make_plan(replace(load_recipe(folder / "resolved.toml"), changes), 1, session.device)
     model = build_model(plan, session.groups)
-    pieces = find_pieces(model, plan.moe.expert_at if plan.moe else ())
+    pieces = find_pieces(model, plan.moe)
     LocalTensors(TensorReader(folder, read_record(folder)), pieces).fill(model)
     if gate == GATES[1]:
         for router in routers(model):

@@ -125,7 +125,7 @@ def without_sums(engine: Engine) -> Iterator[None]:
 
 def checkpoints(session: Session, engine: Engine, folder: Path, steps: int) -> Row:
     plan, batches_of = session.plan, synthetic_steps(session.plan, session.groups)
-    pieces = find_pieces(engine.model, plan.moe.expert_at if plan.moe else ())
+    pieces = find_pieces(engine.model, plan.moe)
     (folder / "checkpoints").mkdir()
     saver = Saver(Shelf(folder / "checkpoints"), pieces, None, keep=2, versions=find_versions())
 

@@ -30,7 +30,7 @@ def named_weights(model: MostModel, plan: Plan, groups: Groups) -> Iterator[tupl
             at = words.index("local_experts") + 1
             per_rank = plan.moe.num_experts // plan.layout.expert
             slot = expert_rank(plan, groups) * per_rank + int(words[at])
-            words[at] = str(plan.moe.expert_at[slot])
+            words[at] = str(plan.moe.expert_at(int(words[2]))[slot])
         yield ".".join(words), weight
 
 

@@ -10,7 +10,7 @@ from megatron_most.checkpoint.shelf import Shelf, read_together
 from megatron_most.errors import CheckpointError, ConfigError
 from megatron_most.runtime import agree
 
-RECIPE, TOKEN_MAP, MADE_WITH = "resolved.toml", "token_map.json", "made_with.json"
+RECIPE, TOKEN_MAP, MADE_WITH, EXPERT_LOAD = "resolved.toml", "token_map.json", "made_with.json", "expert_load.json"
 """Files beside the tensors: the run's whole config, its vocabulary, and what made its data (see data/made_with.py)."""
 
 

@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from megatron_most.config import MoEPlan
 from megatron_most.errors import CheckpointError
 
 if TYPE_CHECKING:
     from megatron.core.dist_checkpointing.mapping import ShardedTensor
 
 Box = tuple[int, ...]
-_EXPERTS = re.compile(r"(.*\.mlp\.experts)\.experts\.(.*)")
+_EXPERTS = re.compile(r"(?P<before>.*\.layers\.(?P<layer>\d+)\.mlp\.experts)\.experts\.(?P<after>.*)")
 
 
 @dataclass(frozen=True)
@@ -79,8 +80,8 @@ def require_cover(name: str, whole: Box, boxes: Iterable[tuple[Box, Box]]) -> No
         )
 
 
-def find_pieces(model: torch.nn.Module, expert_at: Sequence[int]) -> dict[str, list[Piece]]:
-    """local name -> its boxes. `expert_at`: the published id of the expert in each slot."""
+def find_pieces(model: torch.nn.Module, moe: MoEPlan | None) -> dict[str, list[Piece]]:
+    """local name -> its boxes. `moe` says which published expert sits in each slot; None: there are no experts."""
     # Seconds to import, and most of this room's users have no model.
     from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensor, ShardedTensorFactory
 
@@ -96,7 +97,7 @@ def find_pieces(model: torch.nn.Module, expert_at: Sequence[int]) -> dict[str, l
         built = entry.build() if isinstance(entry, ShardedTensorFactory) else [entry]
         if not all(isinstance(part, ShardedTensor) for part in built):
             raise CheckpointError(f"{local}: Core describes it in a way unknown here ({type(entry).__name__})")
-        found[local] = [_piece(local, tensors[local], part, expert_at) for part in built]
+        found[local] = [_piece(local, tensors[local], part, moe) for part in built]
     kept = set(model.state_dict()) & set(tensors)  # without what is made again with the model, such as rotary tables
     missing = sorted(kept - set(found))
     if missing:
@@ -106,7 +107,7 @@ def find_pieces(model: torch.nn.Module, expert_at: Sequence[int]) -> dict[str, l
     return found
 
 
-def _piece(local: str, tensor: torch.Tensor, part: ShardedTensor, expert_at: Sequence[int]) -> Piece:
+def _piece(local: str, tensor: torch.Tensor, part: ShardedTensor, moe: MoEPlan | None) -> Piece:
     data = part.data
     assert data is not None and data.untyped_storage().data_ptr() == tensor.untyped_storage().data_ptr(), "a view"
     assert data.stride() == tensor.stride(), "a box of it, not turned"
@@ -118,9 +119,10 @@ def _piece(local: str, tensor: torch.Tensor, part: ShardedTensor, expert_at: Seq
     name = part.key
     if lead:
         experts = _EXPERTS.fullmatch(name)
-        if experts is None or lead != 1:
+        if experts is None or lead != 1 or moe is None:
             raise CheckpointError(f"{name}: stacked over an axis that is not its experts")
-        name = f"{experts[1]}.{expert_at[part.global_offset[0]]}.{experts[2]}"
+        published = moe.expert_at(int(experts["layer"]))[part.global_offset[0]]
+        name = f"{experts['before']}.{published}.{experts['after']}"
     whole, start = tuple(part.global_shape[lead:]), tuple(part.global_offset[lead:])
     return Piece(name, whole, start, tuple(data.shape), local, tuple(local_start))
 

@@ -9,6 +9,7 @@ In use:
 from megatron_most.config.augment import AugmentConfig, SpecAugmentConfig, check_augment
 from megatron_most.config.build import build, token_map
 from megatron_most.config.data import TaskConfig
+from megatron_most.config.expert_load import ExpertLoad
 from megatron_most.config.folder import run_folder
 from megatron_most.config.load import dump, from_command_line, load_recipe, recipe_names, replace
 from megatron_most.config.logits import columns_at_once
@@ -34,6 +35,7 @@ from megatron_most.config.size import Flops, Size, batch_rows, count_flops, coun
 __all__ = [
     "AugmentConfig",
     "EngineConfig",
+    "ExpertLoad",
     "Facts",
     "Flops",
     "LayoutConfig",

@@ -16,6 +16,7 @@ from megatron_most.config.checks import (
     check_watch,
     check_wave,
 )
+from megatron_most.config.expert_load import ExpertLoad
 from megatron_most.config.partition import ExpertGroup, parse_groups, place
 from megatron_most.config.plan import Facts, LayoutPlan, MoEPlan, Plan
 from megatron_most.config.refusals import refuse
@@ -95,6 +96,9 @@ def _moe(config: MoEConfig, model: ModelConfig, layout: LayoutPlan, facts: Facts
             raise ConfigError("moe.top_k", config.top_k, wrong, f"use at most {size}")
     routing_groups, kept = _routing_groups(config, groups)
     placement = config.placement if config.placement != "auto" else ("striped" if layout.expert > 1 else "blocked")
+    if config.load_file is not None and config.placement == "blocked":
+        wrong, remedy = "blocked placement has nothing to deal", "leave it out, or let moe.placement be auto"
+        raise ConfigError("moe.load_file", config.load_file, wrong, remedy)
     on_gloo = facts.device == "cpu" and layout.expert_tensor > 1
     return MoEPlan(
         num_experts=config.num_experts,
@@ -104,6 +108,7 @@ def _moe(config: MoEConfig, model: ModelConfig, layout: LayoutPlan, facts: Facts
         group_of_tag=group_of_tag,
         shared_only=shared_only,
         slot_of=place([group.experts for group in groups], placement, layout.expert),
+        dealt=_deal(config, model, groups, layout.expert) if placement == "striped" and layout.expert > 1 else {},
         gate=config.gate,
         normalise_top_k=config.normalise_top_k,
         scale=config.scale,
@@ -117,6 +122,19 @@ def _moe(config: MoEConfig, model: ModelConfig, layout: LayoutPlan, facts: Facts
         bias_rate=config.bias_rate,
         dispatcher=config.dispatcher if config.dispatcher != "auto" else ("allgather" if on_gloo else "alltoall"),
     )
+
+
+def _deal(
+    config: MoEConfig, model: ModelConfig, groups: tuple[ExpertGroup, ...], ranks: int
+) -> dict[int, tuple[int, ...]]:
+    """The placement of each layer with experts, by the loads of moe.load_file."""
+    if config.load_file is None:
+        return {}
+    load = ExpertLoad.load(config.load_file)
+    layers = [layer for layer in range(model.num_layers) if layer not in config.dense_layers]
+    load.require_of(config.load_file, {group.name: group.experts for group in groups}, layers)
+    experts = [group.experts for group in groups]
+    return {layer: place(experts, "striped", ranks, load.layers[layer]) for layer in layers}
 
 
 def _owners(config: MoEConfig, groups: tuple[ExpertGroup, ...]) -> tuple[tuple[int | None, ...], tuple[int, ...]]:

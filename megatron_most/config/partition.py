@@ -65,8 +65,15 @@ def _parse(line: str, lines: Sequence[str], num_experts: int) -> ExpertGroup:
     return ExpertGroup(tags=tags, experts=tuple(sorted(experts)))
 
 
-def place(groups: Sequence[Sequence[int]], placement: Literal["blocked", "striped"], ranks: int) -> tuple[int, ...]:
-    """slot_of: for each expert id its slot. Rank r holds slots r*n .. r*n+n-1 where n = experts / ranks."""
+def place(
+    groups: Sequence[Sequence[int]], placement: Literal["blocked", "striped"], ranks: int,
+    load_E: Sequence[float] | None = None,
+) -> tuple[int, ...]:  # fmt: skip
+    """slot_of: for each expert id its slot. Rank r holds slots r*n .. r*n+n-1 where n = experts / ranks.
+
+    `load_E`: tokens that each expert has seen. Then striped placement gives every rank as many experts of a group as
+    without, but deals them so that the group's tokens come out even.
+    """
     num_experts = sum(len(group) for group in groups)
     if placement == "blocked":
         return tuple(range(num_experts))
@@ -74,12 +81,27 @@ def place(groups: Sequence[Sequence[int]], placement: Literal["blocked", "stripe
         if len(group) % ranks:
             wrong = f"does not divide group {index} of {len(group)} experts, as striped placement needs"
             raise ConfigError("layout.expert", ranks, wrong, 'use a divisor, or moe.placement = "blocked"')
+    hands = [_deal(group, ranks, load_E) for group in groups]
+    if load_E is not None:  # the rank that got one group's busiest expert gets the next one's last
+        hands = [hand[::-1] if number % 2 else hand for number, hand in enumerate(hands)]
+    order = [expert for rank in range(ranks) for hand in hands for expert in hand[rank]]
     slot_of = [0] * num_experts
-    slot = 0
-    for rank in range(ranks):
-        for group in groups:
-            share = len(group) // ranks
-            for expert in group[rank * share : (rank + 1) * share]:
-                slot_of[expert] = slot
-                slot += 1
+    for slot, expert in enumerate(order):
+        slot_of[expert] = slot
     return tuple(slot_of)
+
+
+def _deal(group: Sequence[int], ranks: int, load_E: Sequence[float] | None) -> list[list[int]]:
+    """A group's experts for each rank, as many for one as for another: in runs, or, where loads are known, the busiest
+    first, each to the rank with least so far that still has room.
+    """
+    share = len(group) // ranks
+    if load_E is None:
+        return [list(group[rank * share : (rank + 1) * share]) for rank in range(ranks)]
+    hands: list[list[int]] = [[] for _ in range(ranks)]
+    carried = [0.0] * ranks
+    for expert in sorted(group, key=lambda expert: (-load_E[expert], expert)):
+        rank = min((r for r in range(ranks) if len(hands[r]) < share), key=lambda r: (carried[r], r))
+        hands[rank].append(expert)
+        carried[rank] += load_E[expert]
+    return [sorted(hand) for hand in hands]

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 from megatron_most.config.schema import RunConfig
@@ -55,7 +56,11 @@ class MoEPlan:
     shared_only: tuple[int, ...]
     """Tags that use the shared experts alone."""
     slot_of: tuple[int, ...]
-    """Placement: for each expert id its slot; expert-parallel rank r holds slots r*n .. r*n+n-1."""
+    """Placement: for each expert id its slot; expert-parallel rank r holds slots r*n .. r*n+n-1. Which group a slot
+    belongs to is the same in all layers.
+    """
+    dealt: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    """Layers, from 0, whose placement is their own: dealt by moe.load_file."""
     gate: Literal["masked_softmax", "reference"]
     normalise_top_k: bool
     scale: float
@@ -70,11 +75,14 @@ class MoEPlan:
     bias_rate: float
     dispatcher: Literal["alltoall", "allgather"]
 
-    @property
-    def expert_at(self) -> tuple[int, ...]:
-        """The expert id in each slot: the inverse of slot_of."""
+    def slots(self, layer: int) -> tuple[int, ...]:
+        """For each expert id its slot in this layer, counted from 0."""
+        return self.dealt.get(layer, self.slot_of)
+
+    def expert_at(self, layer: int) -> tuple[int, ...]:
+        """The expert id in each slot of a layer: the inverse of slots()."""
         at = [0] * self.num_experts
-        for expert, slot in enumerate(self.slot_of):
+        for expert, slot in enumerate(self.slots(layer)):
             at[slot] = expert
         return tuple(at)
 

@@ -131,6 +131,10 @@ class MoEConfig:
     """Where experts sit under expert parallelism: blocked (by id), striped (each rank owns some of every group), auto =
     striped when expert-parallel. It never changes what is computed.
     """
+    load_file: str | None = None
+    """The expert_load.json of a checkpoint: striped placement then deals experts out by how busy they were, so that ranks get
+    as many tokens as each other. Unused without expert parallelism.
+    """
 
     gate: Literal["masked_softmax", "reference"] = "masked_softmax"
     """masked_softmax: softmax over the token's own group. reference: the MoST release's rule, softmax over all experts

@@ -90,7 +90,7 @@ class _Stage:
     def __init__(self, plan: Plan, groups: Groups, is_dense: bool, read: Read) -> None:
         self.tokens, self.layer = plan.tokens, 0
         self.routing: dict[str, torch.Tensor] = {}
-        alone: dict[str, Any] = {"model.num_layers": 1, "moe.dense_layers": []}
+        alone: dict[str, Any] = {"model.num_layers": 1, "moe.dense_layers": [], "moe.load_file": None}
         if is_dense:
             alone["moe.num_experts"] = 0  # to the config a model whose only layer is dense has no experts
         single = plan_for(change(plan.config, alone), plan.tokens)
@@ -98,7 +98,8 @@ class _Stage:
             self.model = MostModel(single, replace(groups, is_first_stage=False, is_last_stage=False)).eval()
         for router in routers(self.model):
             router.register_forward_hook(self._look)  # before its weight goes: hooks run in the order they came in
-        expert_at, state = plan.moe.expert_at if plan.moe else (), self.model.state_dict()
+        expert_at = single.moe.expert_at(0) if single.moe else ()
+        state = self.model.state_dict()
         for path, module in self.model.named_modules():
             own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
             if names := [name for name, _ in own if f"{path}.{name}" in state]:

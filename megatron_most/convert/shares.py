@@ -43,9 +43,9 @@ def held_by_rank(links: Sequence[Link], plan: Plan) -> list[list[tuple[str, Shap
             if link.expert is None:
                 parts, part = layout.tensor, inner % layout.tensor
             else:
-                assert plan.moe is not None, "only its layers have experts"
+                assert plan.moe is not None and link.layer is not None, "only its layers have experts"
                 expert_rank = inner // layout.expert_tensor % layout.expert
-                if plan.moe.slot_of[link.expert] // (plan.moe.num_experts // layout.expert) != expert_rank:
+                if plan.moe.slots(link.layer)[link.expert] // (plan.moe.num_experts // layout.expert) != expert_rank:
                     continue
                 parts, part = layout.expert_tensor, inner % layout.expert_tensor
             boxes += [(link.name, *box, link.shape) for box in boxes_of(link, parts, part)]

@@ -7,12 +7,17 @@ runtime/ranks.py).
 
 from __future__ import annotations
 
+import hashlib
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
+import torch
+import torch.distributed as dist
+
 from megatron_most.config import Plan, RunConfig, build
+from megatron_most.errors import LayoutError
 from megatron_most.model import core_config
 from megatron_most.parallel import Groups, start_groups, stop_groups
 from megatron_most.runtime import (
@@ -60,9 +65,25 @@ def open_groups(plan: Plan, ranks: Ranks) -> Iterator[Session]:
     seed_everything(plan.config.train.seed)
     try:
         groups = start_groups(plan.layout, plan.config.train.seed, ranks.timeout_s)
+        _require_same_placement(plan, ranks)
         yield Session(plan, groups, ranks)
     finally:
         stop_groups()
+
+
+def _require_same_placement(plan: Plan, ranks: Ranks) -> None:
+    """Each rank has read moe.load_file for itself; ranks that dealt by other loads would send tokens astray."""
+    if plan.config.moe.load_file is None or ranks.world_size == 1:
+        return
+    dealt = sorted(plan.moe.dealt.items()) if plan.moe is not None else []
+    digest = int.from_bytes(hashlib.blake2b(repr(dealt).encode(), digest_size=7).digest())
+    seen = torch.tensor([digest, -digest])
+    dist.all_reduce(seen, dist.ReduceOp.MAX)
+    if seen[0] != -seen[1]:  # the same numbers everywhere, so all ranks raise
+        raise LayoutError(
+            f"moe.load_file = {plan.config.moe.load_file!r} is not the same file for all ranks; put one copy where "
+            "every node sees it"
+        )
 
 
 def spare_threads(plan: Plan, device: Device) -> None:

@@ -46,7 +46,7 @@ def open_model(
         spare_threads(plan, ranks.device)
         session = stack.enter_context(open_groups(plan, ranks))
         model = build_model(plan, session.groups, ranks.device.torch_device)
-        pieces = find_pieces(model, plan.moe.expert_at if plan.moe else ())
+        pieces = find_pieces(model, plan.moe)
         LocalTensors(TensorReader(*found), pieces).fill(model)
         model.requires_grad_(False)
         return CoreModel(model.eval(), stack.pop_all(), found[0])

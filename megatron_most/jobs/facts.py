@@ -106,7 +106,8 @@ def data_paths(config: RunConfig) -> list[str]:
     tasks = [getattr(config.data, field.name) for field in fields(config.data)]
     found = [path for task in tasks if isinstance(task, TaskConfig) for path in (*task.train, *task.real, *task.valid)]
     found += config.forgetting.valid
-    found += [path for path in (config.tokens.file, config.samples.tokenizer, config.checkpoint.start_from) if path]
+    single = config.tokens.file, config.samples.tokenizer, config.checkpoint.start_from, config.moe.load_file
+    found += [path for path in single if path]
     return list(dict.fromkeys(found))
 
 

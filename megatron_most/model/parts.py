@@ -38,7 +38,7 @@ def _part(name: str, model: torch.nn.Module, plan: Plan) -> str:
     expert = _EXPERT.match(name)
     if expert is not None and plan.moe is not None:
         slots: Any = model.get_submodule(expert[1]).local_expert_indices
-        published = plan.moe.expert_at[slots[int(expert[2])]]
+        published = plan.moe.expert_at(0)[slots[int(expert[2])]]
         group = next(at for at, experts in enumerate(plan.moe.groups) if published in experts)
         return f"experts.{plan.moe.group_names[group]}"
     for sign, part in (

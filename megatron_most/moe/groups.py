@@ -1,6 +1,6 @@
 """A plan's partition and placement as tensors: who owns what, who may choose whom, who sits where.
 
-Everything is indexed by published expert id but `slot_of_E`, which says where an expert sits. Tags that own nothing
+Everything is indexed by published expert id; `slot_of_E` says where an expert sits. Tags that own nothing
 have an empty row in `owns_ME`; only tags declared shared-only may (build() refuses the others).
 """
 

@@ -49,6 +49,10 @@ class ModalityRouter(TopKRouter):
                 delattr(self, name)
             self.register_buffer(name, value)
 
+    def set_layer_number(self, layer_number: int) -> None:
+        super().set_layer_number(layer_number)
+        self.tables.slot_of_E = torch.tensor(self.plan.slots(layer_number - 1), device=self.tables.slot_of_E.device)
+
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ModalityRouter:
         """model.bfloat16() must not round the saved constants, nor the sums that telemetry counts in."""
         kept = {name: value for name in FLOAT32_BUFFERS if (value := getattr(self, name)) is not None}

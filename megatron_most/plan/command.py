@@ -22,6 +22,7 @@ What a run will take, before it waits in a queue: no GPU is needed, nothing is b
   plan.py --explain 1                                 the best layout in full: memory by part, traffic, seconds
   plan.py --explain recipe --layout.tensor 2          the recipe's own layout, changed; exit code 2 if it does not fit
   plan.py --time-limit 24:00:00 --jobs 14 --quota 2   exit code 2 if that chain of jobs, or 2 TB, cannot hold the run
+  plan.py --loads CHECKPOINT/expert_load.json         how even expert ranks are, and what it costs, by placement
   plan.py --measured runs/scaling/nodes-*             what these runs have reached, beside what is predicted of them
 
 Any field of a recipe can be given as to train.py (--train.steps 1000, --deepspeed.zero_optimization.overlap_comm true).
@@ -77,6 +78,10 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--top", type=_positive, default=8, help="layouts in the table; default: %(default)s")
     parser.add_argument("--explain", metavar="N|recipe", help="a layout of the table, or the recipe's own, in full")
     parser.add_argument("--assume", action="append", default=[], metavar="NAME=VALUE", help="see below")
+    parser.add_argument(
+        "--loads", type=Path, metavar="FILE",
+        help="expert_load.json of a checkpoint: what each placement of experts would cost under these loads",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="all of it as JSON, and nothing else")
     parser.add_argument(
         "--page", type=Path, metavar="FILE", help="write the tables of docs/scaling.md into it, and stop"

@@ -9,11 +9,12 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from megatron_most.config import RunConfig, from_command_line
+from megatron_most.config import ExpertLoad, RunConfig, from_command_line
 from megatron_most.errors import ConfigError, LayoutError
 from megatron_most.model import core_config
 from megatron_most.plan import describe
 from megatron_most.plan.command import LEAVE_OUT, seconds_of
+from megatron_most.plan.loads import costs, describe_loads, require_like
 from megatron_most.plan.machine import GIB, MACHINES, SHARES, Assumed, Machine
 from megatron_most.plan.measured import compare, describe_measured, table, write_report
 from megatron_most.plan.prediction import Cluster, Prediction, cost_of
@@ -50,6 +51,11 @@ def plan_run(chosen: argparse.Namespace, words: Sequence[str]) -> int:
         if number > len(found.ranked):
             raise ConfigError("--explain", number, f"only {len(found.ranked)} layouts fit", "give a smaller number")
         one = found.ranked[number - 1]
+    load = None
+    if chosen.loads is not None:
+        load = ExpertLoad.load(chosen.loads)
+        require_like(load, str(chosen.loads), one)
+    rows = costs(one, load, assumed) if load is not None else []
     _print(chosen, found, one, config, assumed)
     if one.lacks > 0:
         raise LayoutError(
@@ -59,10 +65,13 @@ def plan_run(chosen: argparse.Namespace, words: Sequence[str]) -> int:
     cost = cost_of(one, tensors_of(one.plan), assumed, limit, chosen.jobs)
     _require_room(cost.storage, chosen.quota)
     if chosen.json:
-        print(json.dumps(_json(found, one, cost), indent=1))
+        loads = {"loads": [dataclasses.asdict(row) for row in rows]} if rows else {}
+        print(json.dumps(_json(found, one, cost) | loads, indent=1))
         return 0
     name = "the recipe's layout" if found is None else f"layout {found.ranked.index(one) + 1}"
     _say(["", *describe.describe_cost(one, cost, name)])
+    if load is not None:
+        _say(["", *describe_loads(rows, load, one.plan.layout.expert)])
     return 0
 
 
@@ -77,6 +86,8 @@ def _require_room(storage: Storage, quota: float | None) -> None:
 def _measured(chosen: argparse.Namespace, words: Sequence[str], assumed: Assumed) -> int:
     if words:
         raise ConfigError("--measured", words[0], "the recipe is that of the runs", "leave fields of a recipe out")
+    if chosen.loads is not None:
+        raise ConfigError("--loads", str(chosen.loads), "it is for predictions", "leave it out")
     if chosen.json:
         raise ConfigError("--json", "--measured", "it is for predictions", "leave it out, or use --report FILE")
     left_out = chosen.leave_out or LEAVE_OUT

@@ -50,8 +50,9 @@ class Found:
 
 
 def for_planning(config: RunConfig) -> RunConfig:
-    """The run without its data, which need not be there yet, nor what looks at it."""
-    return replace(config, data=DataConfig(), forgetting=ForgettingConfig(), samples=SamplesConfig())
+    """The run without its data and measured loads, which need not be there yet, nor what looks at it."""
+    moe = replace(config.moe, load_file=None)
+    return replace(config, data=DataConfig(), forgetting=ForgettingConfig(), samples=SamplesConfig(), moe=moe)
 
 
 def facts_for(cluster: Cluster, core_version: tuple[int, int]) -> Facts:

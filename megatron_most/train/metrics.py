@@ -19,7 +19,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
-from megatron_most.config import count_flops, count_parameters
+from megatron_most.config import ExpertLoad, count_flops, count_parameters
 from megatron_most.data import Step
 from megatron_most.engine import Engine, Session, StepReport
 from megatron_most.moe import LayerTelemetry, collect, measure_closely, routers
@@ -32,6 +32,7 @@ from megatron_most.upstream import find_versions
 
 _EVERY_S = 5.0
 _RECENT = 50  # steps whose median says what one takes
+_LOOKS = 50  # the last ones, whose loads say how busy an expert is
 _log = get_logger(__name__)
 
 
@@ -51,6 +52,7 @@ class Metrics:
         peak = peak_flops(session.plan, session.device)
         self._peak = None if peak is None else peak * session.ranks.world_size
         self._recent: deque[float] = deque(maxlen=_RECENT)
+        self._loads: deque[dict[int, tuple[int, ...]]] = deque(maxlen=_LOOKS)
         self._shown = 0.0
         self._history: History | None = None
         self._boards: list[Board] = []
@@ -116,6 +118,8 @@ class Metrics:
         dist.all_reduce(most, dist.ReduceOp.MAX)
         layers = collect(self._routers, groups.tokens, groups.stages)
         experts = {"experts": _compact(layers)} if layers else {}
+        if layers:
+            self._loads.append({layer.layer: layer.load for layer in layers})
         return {"norms": report.norms, "memory": dict(zip(memory, most.tolist(), strict=True)), **experts}
 
     def _tell(
@@ -165,6 +169,18 @@ class Metrics:
             values = {f"validation {task}/{name}": loss for name, loss in losses.items()}
             board.show(max(step - 1, 0), time.time(), values)  # with the last step before it
         _log.info("step %d  validation %s  %s", step, task, "  ".join(f"{n} {v:.3f}" for n, v in losses.items()))
+
+    def expert_load(self) -> ExpertLoad | None:
+        """Tokens of every expert over the last looks; None where there was no look yet."""
+        moe = self._session.plan.moe
+        if moe is None or not self._loads:
+            return None
+        layers = {
+            layer: tuple(sum(of_look) for of_look in zip(*(loads[layer] for loads in self._loads), strict=True))
+            for layer in self._loads[0]
+        }
+        groups = dict(zip(moe.group_names, moe.groups, strict=True))
+        return ExpertLoad(step=self._done, groups=groups, layers=layers)
 
     def flush(self) -> None:
         """What was told is on its way to the disk."""

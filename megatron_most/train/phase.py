@@ -9,7 +9,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from megatron_most.checkpoint import MADE_WITH, RECIPE, TOKEN_MAP, Saver
+from megatron_most.checkpoint import EXPERT_LOAD, MADE_WITH, RECIPE, TOKEN_MAP, Saver
 from megatron_most.config import batch_rows, dump, learning_rate
 from megatron_most.data import MadeWith, Reader, Step, Steps
 from megatron_most.engine import Engine, Session, StepReport
@@ -161,6 +161,8 @@ class Phase:
             "data": self.reader.state(state.position).to_dict(),
         }
         texts = {RECIPE: dump(plan.config), TOKEN_MAP: plan.tokens.to_json(), MADE_WITH: self._made_with.to_json()}
+        if (load := self.metrics.expert_load()) is not None:
+            texts[EXPERT_LOAD] = load.to_json()
         self._is_saved = True
         self.saver.write(self.saver.snapshot(state.step, self.engine.state(), training, texts))
         self.metrics.flush()

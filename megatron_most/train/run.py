@@ -127,7 +127,7 @@ def _open_phase(
     seed_everything(config.train.seed)  # the random streams have moved on where this is not the first time
     seed_generators(config.train.seed)
     model = build_model(plan, session.groups, session.device.torch_device)
-    pieces = find_pieces(model, plan.moe.expert_at if plan.moe else ())
+    pieces = find_pieces(model, plan.moe)
     state, source, moments_of, new = RunState(), found, found, dict[str, str]()
     if found is not None:
         state = _resume(found, config, reader)

@@ -282,10 +282,12 @@ def test_our_tensor_files_are_the_librarys(tmp_path: Path) -> None:
 
 # A real model. W stands for a whole tensor: a function of its published name, so that any misplaced number shows.
 
+LOADS = str(Path(__file__).parents[1] / "loads" / "four_layers.json")
 LAYOUTS = {
     "TP2xEP2": (4, "most-tiny", {"layout.tensor": 2, "layout.expert": 2, "moe.placement": "striped"}),
     "PP2": (2, "most-tiny", {"layout.pipeline": 2}),
     "EP2": (2, "most-tiny", {"layout.expert": 2, "moe.placement": "striped"}),
+    "PP2xEP2 dealt": (4, "most-tiny", {"layout.pipeline": 2, "layout.expert": 2, "moe.load_file": LOADS}),
     "PP2 tied": (2, "most-tiny", {"layout.pipeline": 2, "model.tied_embeddings": True}),
     "dense TP2xPP2 tied": (4, "most-tiny-dense", {"layout.tensor": 2, "layout.pipeline": 2}),
     "upcycled TP2xEP2 tied": (2, "most-tiny-upcycled", {"layout.tensor": 2, "layout.expert": 2}),
@@ -296,7 +298,7 @@ def shapes_of(ranks: Ranks, recipe: str, changes: dict[str, Any]) -> dict[str, B
     plan = make_plan(replace(load_recipe(recipe), changes), ranks.world_size, ranks.device)
     with open_groups(plan, ranks) as session:
         model = build_model(plan, session.groups)
-        assert find_pieces(model, plan.moe.expert_at if plan.moe else ())
+        assert find_pieces(model, plan.moe)
         return {name: tuple(weight.shape) for name, weight in named_weights(model, plan, session.groups)}
 
 
@@ -313,8 +315,7 @@ def held_by(
     plan = make_plan(replace(load_recipe(recipe), changes), ranks.world_size, ranks.device)
     with open_groups(plan, ranks) as session, torch.no_grad():
         model = build_model(plan, session.groups)
-        expert_at = plan.moe.expert_at if plan.moe else ()
-        pieces, wrong, local_name = find_pieces(model, expert_at), [], {}
+        pieces, wrong, local_name = find_pieces(model, plan.moe), [], {}
         for name, weight in named_weights(model, plan, session.groups):
             name = tied_name(name, names)  # type: ignore[arg-type]
             weight.copy_(part_of(name, numbers(names, name), weight, session.groups))
@@ -325,7 +326,7 @@ def held_by(
                 here = numbers(names, name)[boxed(box.start, box.shape)]
                 if box.name != name.replace("local_experts.", "") or not torch.equal(box.of(weight), here):
                     wrong.append(f"{local}: {box}")
-        is_moved = expert_at != tuple(range(len(expert_at)))
+        is_moved = plan.moe is not None and plan.moe.expert_at(1) != tuple(range(plan.moe.num_experts))
         return lay_out(pieces), wrong, is_moved
 
 
@@ -358,7 +359,7 @@ def without(ranks: Ranks, left_out: str) -> str:
         del described[left_out]
         model.sharded_state_dict = lambda **_: described
         try:
-            find_pieces(model, plan.moe.expert_at)  # type: ignore[union-attr]
+            find_pieces(model, plan.moe)  # type: ignore[union-attr]
         except CheckpointError as error:
             return str(error)
         return "nothing was said"

@@ -22,6 +22,7 @@ COMMON = {
     "train.global_batch_size": ROWS, "train.micro_batch_size": 1, "train.epsilon": 1e-5, "train.clip": 0.5,
     "moe.z_coefficient": 1e-3, "moe.aux_coefficient": 0.05, "moe.bias_rate": 1e-3, "model.init_std": 0.2,
 }  # fmt: skip
+LOADS = str(Path(__file__).parents[1] / "loads" / "four_layers.json")
 ZERO = {"engine.kind": "deepspeed"}
 SAVED = (2, {**ZERO, "engine.zero_stage": 1, "layout.expert": 2})
 LATER = {
@@ -33,6 +34,7 @@ LATER = {
     "PP2": (2, {**ZERO, "engine.zero_stage": 1, "layout.pipeline": 2}),
     "DP1": (1, {**ZERO, "engine.zero_stage": 1}),
     "EP4": (4, {**ZERO, "engine.zero_stage": 1, "layout.expert": 4}),
+    "EP2 dealt": (2, {**ZERO, "engine.zero_stage": 1, "layout.expert": 2, "moe.load_file": LOADS}),
     "plain": (1, {}),
     "plain TP2xEP2": (4, {"layout.tensor": 2, "layout.expert": 2}),
     "plain CP2": (2, {"layout.context": 2}),
@@ -49,7 +51,7 @@ def run(ranks: Ranks, changes: dict[str, Any], folder: Path, is_new: bool) -> di
     with open_groups(plan, ranks) as session:
         model = build_model(plan, session.groups)
         assert plan.moe is not None
-        pieces = find_pieces(model, plan.moe.expert_at)
+        pieces = find_pieces(model, plan.moe)
         shelf = Shelf(folder)
         if is_new:
             engine = make_engine(model, plan, session.groups)

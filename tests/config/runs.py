@@ -41,7 +41,7 @@ def check_invariants(plan: Plan) -> None:
         return
     assert sorted(expert for group in moe.groups for expert in group) == list(range(moe.num_experts))
     assert sorted(moe.slot_of) == list(range(moe.num_experts))
-    assert [moe.expert_at[slot] for slot in moe.slot_of] == list(range(moe.num_experts))
+    assert [moe.expert_at(1)[slot] for slot in moe.slot_of] == list(range(moe.num_experts))
     for tag, group in enumerate(moe.group_of_tag):
         assert (group is None) == (tag in moe.shared_only)
         if group is not None:

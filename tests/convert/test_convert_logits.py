@@ -49,7 +49,7 @@ def test_an_exported_most_model_gives_the_logits_of_ours(tmp_path: Path) -> None
 def held(ranks: Ranks, folder: Path, changes: dict[str, Any]) -> list[Any]:
     plan = plan_of(folder, changes, ranks)
     with open_groups(plan, ranks) as session:
-        pieces = find_pieces(build_model(plan, session.groups), plan.moe.expert_at if plan.moe else ())
+        pieces = find_pieces(build_model(plan, session.groups), plan.moe)
         return sorted((p.name, p.start, p.shape, p.whole) for boxes in pieces.values() for p in boxes)
 
 

@@ -60,7 +60,7 @@ def ours(ranks: Ranks, cases: list[tuple[Path, dict[str, Any], PackedBatch]]) ->
         plan = make_plan(config, 1, ranks.device)
         with open_groups(plan, ranks) as session, torch.no_grad():
             model = build_model(plan, session.groups).eval()
-            pieces = find_pieces(model, plan.moe.expert_at if plan.moe else ())
+            pieces = find_pieces(model, plan.moe)
             LocalTensors(TensorReader(folder, read_record(folder)), pieces).fill(model)
             found.append(model(rows, with_labels=False))
     return found

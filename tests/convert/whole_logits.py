@@ -48,7 +48,7 @@ def ours(ranks: Ranks, folder: Path, changes: dict[str, Any]) -> torch.Tensor:
     plan = plan_of(folder, changes, ranks)
     with open_groups(plan, ranks) as session, torch.no_grad():
         model = build_model(plan, session.groups).eval()
-        pieces = find_pieces(model, plan.moe.expert_at if plan.moe else ())
+        pieces = find_pieces(model, plan.moe)
         LocalTensors(TensorReader(folder, read_record(folder)), pieces).fill(model)
         return model(batch(), with_labels=False)
 

@@ -24,6 +24,7 @@ from megatron_most.vocab import AUDIO
 from tests.harness import BACKENDS, run_ranks
 from tests.weights import load_parts, named_weights, part_of, tied_name, whole_weights
 
+LOADS = Path(__file__).parents[1] / "loads"
 STEPS, ROWS, LEARNING_RATE = 3, 4, 5e-4
 KINDS = (["mixed", "audio", "text", "wave"], ["text"] * ROWS, ["audio", "audio", "text", "text"])
 COMMON = {
@@ -51,6 +52,7 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "TP2": (2, {"layout.tensor": 2}),
     "EP2": (2, {"layout.expert": 2}),
     "EP4": (4, {"layout.expert": 4}),
+    "EP2 dealt": (2, {"layout.expert": 2, "moe.load_file": str(LOADS / "two_layers.json")}),
     "EP2 blocked allgather": (2, {"layout.expert": 2, "moe.placement": "blocked", "moe.dispatcher": "allgather"}),
     "TP2xEP2": (2, TP_EP),
     "TP2xEP2xETP2": (4, {**TP_EP, "layout.expert_tensor": 2}),
@@ -59,6 +61,10 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "PP2 moe recompute": (2, {"layout.pipeline": 2, **MOE}),
     "CP2": (2, {"layout.context": 2}),
     "TP2xPP2xEP2": (4, {**TP_EP, "layout.pipeline": 2, **FULL}),
+    "PP2xEP2 dealt": (
+        4,
+        {"layout.pipeline": 2, "layout.expert": 2, "moe.load_file": str(LOADS / "four_layers.json")},
+    ),
     "CP2xTP2xEP2": (4, {**TP_EP, "layout.context": 2}),
     "TP2xEP2xDP2": (4, TP_EP),
 }

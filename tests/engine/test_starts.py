@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from megatron_most.config import load_recipe, replace
+from megatron_most.config import ExpertLoad, load_recipe, replace
 from megatron_most.engine import PlainEngine, make_engine, make_plan, open_groups
+from megatron_most.errors import LayoutError
 from megatron_most.model import build_model
 from megatron_most.runtime import Ranks
 from megatron_most.train import synthetic_steps
@@ -78,3 +80,22 @@ def step_with_wave_on_rank_1(ranks: Ranks, changes: dict[str, Any]) -> tuple[flo
         [batch] = synthetic_steps(plan, session.groups)(0)
         report = engine.step([with_wave(batch) if ranks.rank == 1 else batch], 5e-4)
         return report.loss, report.gradient_norm
+
+
+def deal_differently(ranks: Ranks, folder: Path) -> str:
+    """Each rank reads loads of its own."""
+    loads = (90, 10, 20, 80, 90, 10, 20, 80) if ranks.rank else (90, 80, 10, 20, 90, 80, 10, 20)
+    file = folder / str(ranks.rank) / "expert_load.json"
+    file.parent.mkdir()
+    groups = {"text": (0, 1, 2, 3), "audio": (4, 5, 6, 7)}
+    file.write_text(ExpertLoad(step=1, groups=groups, layers={1: loads}).to_json())
+    changes = {"model.num_layers": 2, "layout.expert": 2, "moe.load_file": str(file), "train.micro_batch_size": 1}
+    plan = make_plan(replace(load_recipe("most-tiny"), changes), ranks.world_size, ranks.device)
+    with pytest.raises(LayoutError, match=r"moe\.load_file.*not the same file for all ranks"), open_groups(plan, ranks):
+        pass
+    return str(plan.moe.slots(1)) if plan.moe else ""
+
+
+def test_ranks_that_were_dealt_by_other_loads_do_not_start(tmp_path: Path) -> None:
+    first, second = run_ranks(deal_differently, 2, tmp_path)
+    assert first != second

@@ -131,14 +131,14 @@ def test_blocked_is_the_identity(case: tuple[list[list[int]], int]) -> None:
 def test_a_striped_plan_knows_both_directions_and_most_tiny_by_heart() -> None:
     plan = build_moe(world_size=2, expert=2, placement="striped")
     assert plan.slot_of == (0, 1, 4, 5, 2, 3, 6, 7)
-    assert all(plan.expert_at[plan.slot_of[e]] == e and plan.slot_of[plan.expert_at[e]] == e for e in range(8))
-    assert plan.expert_at != tuple(range(8))
+    assert all(plan.expert_at(1)[plan.slot_of[e]] == e and plan.slot_of[plan.expert_at(1)[e]] == e for e in range(8))
+    assert plan.expert_at(1) != tuple(range(8))
 
 
 @given(st.permutations(range(8)))
 def test_expert_at_is_the_inverse_of_any_placement(slot_of: list[int]) -> None:
     plan = dataclasses.replace(PLAN, slot_of=tuple(slot_of))
-    assert [plan.slot_of[e] for e in plan.expert_at] == list(range(8))
+    assert [plan.slot_of[e] for e in plan.expert_at(1)] == list(range(8))
 
 
 @pytest.mark.parametrize(("expert", "expected"), [(1, tuple(range(8))), (2, (0, 1, 4, 5, 2, 3, 6, 7))])

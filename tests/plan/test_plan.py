@@ -5,21 +5,24 @@ from __future__ import annotations
 import json
 from dataclasses import replace as change
 from math import prod
+from pathlib import Path
 
 import pytest
 
-from megatron_most.config import Facts, RunConfig, build, load_recipe, replace
+from megatron_most.config import ExpertLoad, Facts, RunConfig, build, load_recipe, replace
 from megatron_most.convert.families import FAMILIES
 from megatron_most.convert.shares import held_by_rank
 from megatron_most.convert.tables import link
-from megatron_most.errors import ConfigError, LayoutError
+from megatron_most.errors import ConfigError, DataError, LayoutError
 from megatron_most.plan import MACHINES, Assumed, Cluster, Prediction, cost_of, for_planning, predict_recipe, run_plan
 from megatron_most.plan.command import seconds_of
+from megatron_most.plan.loads import imbalance
 from megatron_most.plan.ranking import facts_for, search
 from megatron_most.plan.traffic import Ring
 from megatron_most.plan.weights import held_by_stage, tensors_of
 
 CORE = (0, 16)
+LOADS = Path(__file__).parents[1] / "loads" / "four_layers.json"
 A100 = MACHINES["a100-80"]
 SIX = Cluster(nodes=6, gpus=8, machine=A100)
 PHASE = for_planning(load_recipe("stage1-asr-tts"))
@@ -159,6 +162,42 @@ def test_times_are_read_as_slurm_writes_them(text: str, seconds: float) -> None:
     assert seconds_of(text) == seconds
 
 
+def uneven(texts: list[int], audios: list[int]) -> ExpertLoad:
+    half = len(texts)
+    groups = {"text": tuple(range(half)), "audio": tuple(range(half, 2 * half))}
+    return ExpertLoad(step=9, groups=groups, layers={1: tuple(texts + audios), 2: (1,) * (2 * half)})
+
+
+def test_imbalance_is_counted_by_placement_and_mix_whatever_mix_was_measured() -> None:
+    even = uneven([1] * 4, [100] * 4)
+    assert imbalance(even, "striped", 2, 10).worst == imbalance(even, "dealt", 4, 90).worst == pytest.approx(1.0)
+    assert imbalance(even, "blocked", 2, 10).mean == pytest.approx(1.8)
+    skewed = uneven([3, 3, 1, 1], [10, 30, 30, 10])
+    found = imbalance(skewed, "striped", 2, 50)  # text 6 and 2, audio 40 and 40: 5/4 and 1, of two layers one even
+    assert (found.worst, found.mean) == (pytest.approx(1.25), pytest.approx(1.125))
+    assert imbalance(skewed, "striped", 2, 100).worst == pytest.approx(1.5)
+    assert imbalance(skewed, "dealt", 2, 100).worst == imbalance(skewed, "dealt", 2, 0).worst == pytest.approx(1.0)
+    idle = uneven([0] * 4, [1, 2, 3, 4])
+    assert imbalance(idle, "dealt", 2, 50).worst == pytest.approx(1.0)  # a group that had no tokens is taken as even
+
+
+def test_the_command_tells_what_measured_loads_cost(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = tmp_path / "expert_load.json"
+    file.write_text(uneven([8, 4] * 16, [1, 2, 3, 4] * 8).to_json())
+    words = ["--nodes", "6", "--explain", "recipe", "--layout.expert", "8", "--loads", str(file)]
+    assert run_plan([*words, "--json"]) == 0
+    rows = {(row["percent"], row["way"]): row for row in json.loads(capsys.readouterr().out)["loads"]}
+    assert len(rows) == 9
+    for percent in (10, 50, 90):
+        blocked, striped, dealt = (rows[percent, way] for way in ("blocked", "striped", "dealt"))
+        assert dealt["busiest"]["mean"] <= striped["busiest"]["mean"] <= blocked["busiest"]["mean"]
+        assert dealt["by_even"] == pytest.approx(1.0, abs=1e-6) and blocked["seconds"] >= striped["seconds"]
+    assert rows[10, "blocked"]["by_even"] > 1.05
+    assert run_plan(words) == 0
+    shown = capsys.readouterr().out
+    assert "8 expert ranks" in shown and "10  blocked" in shown and max(map(len, shown.splitlines())) <= 120
+
+
 def test_the_command_tells_layouts_cost_and_reasons(capsys: pytest.CaptureFixture[str]) -> None:
     assert run_plan(["--nodes", "1", "--machine", "h100-80", "--explain", "1", "--top", "3"]) == 0
     shown = capsys.readouterr().out
@@ -175,6 +214,7 @@ def test_the_command_tells_layouts_cost_and_reasons(capsys: pytest.CaptureFixtur
     assert max(map(len, shown.splitlines())) <= 120
     assert run_plan(["--nodes", "1", "--json", "--explain", "recipe", "--train.steps", "10", "--sequence", "1024"]) == 0
     body = json.loads(capsys.readouterr().out)
+    assert "loads" not in body
     assert body["chosen"]["fits"] and body["cost"]["chain"]["saves"] == 1
     assert body["chosen"]["memory_bytes"]["total"] < 80 * 2**30
 
@@ -197,6 +237,10 @@ def test_the_command_tells_layouts_cost_and_reasons(capsys: pytest.CaptureFixtur
         (["--assume", "efficiency=much"], ConfigError, "no number"),
         (["--assume", "efficiency=5"], ConfigError, "a share is at most 1"),
         (["--assume", "imbalance=0.5"], ConfigError, "at least the mean"),
+        (["--loads", str(LOADS)], ConfigError, r"--loads = .*groups of \[4, 4\] experts, the recipe's are of \[32, 32\]"),
+        (["--loads", "no-such.json"], DataError, "no-such.json: not a readable table of expert loads"),
+        (["--loads", str(LOADS), "--config", "most-3b-dense"], ConfigError, "spreads no experts"),
+        (["--loads", str(LOADS), "--measured", "x"], ConfigError, "it is for predictions"),
         (["--report", "x.md"], ConfigError, "it is for --measured"),
         (["--leave-out", "3"], ConfigError, "it is for --measured"),
         (["--explain", "0"], ConfigError, "neither a number"),

@@ -24,7 +24,7 @@ def saved(ranks: Ranks, folder: Path) -> tuple[int, int, int, int]:
     with open_groups(plan, ranks) as session:
         model = build_model(plan, session.groups)
         assert plan.moe is not None
-        saver = Saver(Shelf(folder), find_pieces(model, plan.moe.expert_at), None, keep=1, versions={})
+        saver = Saver(Shelf(folder), find_pieces(model, plan.moe), None, keep=1, versions={})
         engine = make_engine(model, plan, session.groups)
         engine.step([synthetic_batch(plan.tokens, ["mixed"], 32, seed=1, first=ranks.rank)], 1e-3)
         texts = {"resolved.toml": dump(plan.config), "token_map.json": plan.tokens.to_json()}

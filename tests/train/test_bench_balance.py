@@ -32,7 +32,7 @@ def counted(ranks: Ranks) -> list[Any]:
     even = []
     for mix in bench.MIXES:
         load_LE = torch.tensor([[float(mix)] * 8 + [100.0 - mix] * 8, [1.0] * 16])
-        even += [[bench.worst(load_LE, moe, way, n) for way in ("striped", "blocked")] for n in bench.RANKS]
+        even += [[bench.worst(load_LE, moe, way, n, None) for way in ("striped", "blocked")] for n in bench.RANKS]
     bench.ROWS = 10
     plan = make_plan(load_recipe("most-tiny"), 1, ranks.device)
     with open_groups(plan, ranks) as session:
@@ -51,5 +51,17 @@ def test_striped_ranks_have_equal_shares_at_every_mix_and_blocked_ones_do_not() 
         f"busiest of {ranks} ranks, {mix} % text" for mix in (10, 50, 90) for ranks in (2, 4)
     ]
     for row in (*rows[:2], *rows[4:]):
-        assert row["ratio"] < float(row["peer"]) and float(row["peer"]) > 1.7
+        striped, blocked = map(float, row["peer"].split(" / "))
+        assert row["ratio"] < striped < blocked and blocked > 1.7
         assert row["ok"] is (row["ratio"] <= 1.03)
+
+
+def test_dealing_by_what_was_counted_evens_out_what_is_uneven_for_good() -> None:
+    import torch
+
+    bench = module()
+    moe = build(load_recipe("most-mini"), Facts(world_size=1, device="cpu", core_version=(0, 16))).moe
+    known_LE = torch.tensor([[8.0, 7, 6, 5, 4, 3, 2, 1] * 2, [1.0, 1, 1, 1, 3, 3, 3, 3] * 2])
+    for ranks in bench.RANKS:
+        assert bench.worst(known_LE, moe, "striped", ranks, None) > 1.4
+        assert bench.worst(known_LE, moe, "striped", ranks, known_LE) == 1.0

@@ -58,7 +58,7 @@ def train(ranks: Ranks, folder: Path, first: int, last: int, changes: dict[str, 
         if changes.get("stop_without_a_word"):
             return {}
         metrics.close()
-        return {"reports": reports, "took": took, "left": left, "plan": plan}
+        return {"reports": reports, "took": took, "left": left, "plan": plan, "load": metrics.expert_load()}
 
 
 def lines(folder: Path) -> list[dict[str, Any]]:
@@ -88,6 +88,21 @@ def test_a_line_a_step_from_one_rank_with_times_that_add_up(told: tuple[Path, di
     whole = sum(line["seconds"] for line in steps) + sum(ended["times"].values())
     assert whole == pytest.approx(run["took"], rel=0.02)
     assert ended["times"]["checkpoint"] == pytest.approx(LOST_S, abs=0.15)
+
+
+def test_the_loads_that_checkpoints_keep_are_those_of_all_tokens_that_had_a_choice(
+    told: tuple[Path, dict[str, Any]],
+) -> None:
+    folder, run = told
+    load, moe = run["load"], run["plan"].moe
+    looks = [line["experts"] for line in lines(folder) if "experts" in line]
+    assert load.step == STEPS and load.groups == {"text": (0, 1, 2, 3), "audio": (4, 5, 6, 7)}
+    assert list(load.layers) == looks[0]["layers"]
+    for load_E in load.layers.values():
+        for name, group in load.groups.items():
+            assert sum(load_E[e] for e in group) == moe.top_k * sum(look["tokens"][name] for look in looks)
+    at, (last,) = looks[0]["layers"].index(1), [look for look in looks[-1:]]
+    assert last["load"][at][0] > 1.0 and max(load.layers[1][:4]) > sum(load.layers[1][:4]) / 4
 
 
 def test_lines_say_what_the_engine_reported(told: tuple[Path, dict[str, Any]]) -> None:

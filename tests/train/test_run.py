@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from megatron_most.checkpoint.record import sum_of
-from megatron_most.config import RunConfig, dump
+from megatron_most.config import ExpertLoad, RunConfig, dump
 from megatron_most.config.resume import DECIDES, MAY_CHANGE, decides, require_same_run
 from megatron_most.data import Position
 from megatron_most.errors import CheckpointError
@@ -25,6 +25,8 @@ from megatron_most.train.state import RunState
 from tests.config.runs import FIELDS
 from tests.harness import launch_ranks
 from tests.phases import STEPS, kill_when_saved, lines, losses, one_run, recipe, refusal, run, run_until
+
+LOADS = "expert_load.json"
 
 
 @pytest.fixture(scope="module")
@@ -51,15 +53,19 @@ def test_a_phase_learns_validates_and_leaves_its_last_checkpoints(unbroken: Path
         (1, {}, 0.0),
         (2, {}, 5e-5),
         (2, {"layout.expert": 2}, 5e-5),
+        (2, {"layout.expert": 2, "moe.load_file": LOADS}, 5e-5),
         (2, {"layout.tensor": 2, "engine.kind": "deepspeed"}, 5e-5),
     ],
-    ids=["same", "DP2", "EP2", "TP2 ZeRO"],
+    ids=["same", "DP2", "EP2", "EP2 dealt by its own loads", "TP2 ZeRO"],
 )
 def test_a_killed_run_goes_on_and_its_stitched_losses_are_the_unbroken_ones(
     data: Path, tmp_path: Path, unbroken: Path, world: int, changes: dict[str, Any], tolerance: float
 ) -> None:
     saved = tmp_path / "checkpoints" / "step-00000004"
     assert run_until(recipe(data, tmp_path), 5, partial(kill_when_saved, saved)) == -signal.SIGKILL
+    if "moe.load_file" in changes:
+        changes = {**changes, "moe.load_file": str(saved / LOADS)}
+        assert ExpertLoad.load(saved / LOADS).step == 4
     run(recipe(data, tmp_path, **changes), world)
     stitched, whole = losses(tmp_path), losses(unbroken)
     assert set(stitched) == set(whole)
