@@ -58,7 +58,9 @@ class ExpertLoad:
         """Refuse loads of another model: other groups, or other layers with experts."""
         ours = {name: tuple(experts) for name, experts in groups.items()}
         if sorted(ours.values()) != sorted(self.groups.values()):
-            raise DataError(f"{path}: loads of other expert groups ({_few(self.groups)}), here {_few(ours)}; measure again")
+            raise DataError(
+                f"{path}: loads of other expert groups ({_few(self.groups)}), here {_few(ours)}; measure again"
+            )
         if list(layers) != sorted(self.layers):
             theirs = ", ".join(map(str, sorted(self.layers)))
             raise DataError(f"{path}: loads of layers {theirs}, but experts are in {', '.join(map(str, layers))}")

@@ -11,7 +11,7 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, product
 from typing import Literal
 
 from megatron_most.errors import ConfigError
@@ -93,7 +93,7 @@ def place(
 
 def _deal(group: Sequence[int], ranks: int, load_E: Sequence[float] | None) -> list[list[int]]:
     """A group's experts for each rank, as many for one as for another: in runs, or, where loads are known, the busiest
-    first, each to the rank with least so far that still has room.
+    first, each to the rank with least so far that still has room; then the busiest rank trades while that helps.
     """
     share = len(group) // ranks
     if load_E is None:
@@ -104,4 +104,29 @@ def _deal(group: Sequence[int], ranks: int, load_E: Sequence[float] | None) -> l
         rank = min((r for r in range(ranks) if len(hands[r]) < share), key=lambda r: (carried[r], r))
         hands[rank].append(expert)
         carried[rank] += load_E[expert]
+    while _trade(hands, load_E):
+        pass
     return [sorted(hand) for hand in hands]
+
+
+def _trade(hands: list[list[int]], load_E: Sequence[float]) -> bool:
+    """Swap one expert of the busiest rank for another rank's, so that the busier of the two has least; False where no
+    swap leaves it with less than the busiest has now.
+    """
+    carried = [sum(load_E[expert] for expert in hand) for hand in hands]
+    busiest = max(range(len(hands)), key=lambda rank: (carried[rank], -rank))
+    best = carried[busiest] * (1 - 1e-9)  # a gain that is more than rounding, else it might go on for ever
+    found: tuple[int, int, int] | None = None
+    for rank, hand in enumerate(hands):
+        for mine, theirs in product(hands[busiest], hand):
+            less = load_E[mine] - load_E[theirs]
+            if less > 0 and (then := max(carried[busiest] - less, carried[rank] + less)) < best:
+                best, found = then, (rank, mine, theirs)
+    if found is None:
+        return False
+    rank, mine, theirs = found
+    hands[busiest].remove(mine)
+    hands[rank].remove(theirs)
+    hands[busiest].append(theirs)
+    hands[rank].append(mine)
+    return True

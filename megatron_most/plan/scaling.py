@@ -12,8 +12,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from megatron_most.config import Facts, RunConfig, load_recipe
+from megatron_most.config import ExpertLoad, Facts, RunConfig, load_recipe
 from megatron_most.errors import DataError
+from megatron_most.plan.loads import MIXES, WAYS, costs
 from megatron_most.plan.machine import GIB, MACHINES, Assumed
 from megatron_most.plan.prediction import Cluster, Prediction, cost_of
 from megatron_most.plan.ranking import facts_for, for_planning, layout_name, search
@@ -24,6 +25,8 @@ from megatron_most.upstream import core_version
 RECIPE, GPUS, MACHINE = "stage1-asr-tts", 8, "a100-80"
 NODES = (1, 2, 4, 6, 8, 16, 32, 64, 128, 256, 512)
 PAPER_NODES = 6
+LOADS = "expert_load.json"  # beside the page
+PLACED = ((6, "a100-80"), (16, "h100-80"), (64, "h100-80"))
 BEGIN, END = "<!-- {name}: made by tools/plan.py --page -->", "<!-- end of {name} -->"
 _HEAD = (
     "| nodes | GPUs | documents a step | layout | ZeRO | rows at once | again | GiB | step, s | tokens/s a GPU | "
@@ -42,13 +45,13 @@ def runs(nodes: int) -> dict[str, RunConfig]:
     return {"same batch": config, "grown batch": grown}
 
 
-def best(config: RunConfig, nodes: int, assumed: Assumed) -> Prediction:
+def best(config: RunConfig, nodes: int, assumed: Assumed, machine: str = MACHINE) -> Prediction:
     """The fastest layout that fits."""
-    cluster = Cluster(nodes=nodes, gpus=GPUS, machine=MACHINES[MACHINE])
+    cluster = Cluster(nodes=nodes, gpus=GPUS, machine=MACHINES[machine])
     facts: Facts = facts_for(cluster, core_version())
     ranked = search(config, facts, cluster, assumed).ranked
     if not ranked:
-        raise DataError(f"{RECIPE} fits {nodes} nodes of {GPUS} {MACHINE} in no layout; the page has no row for that")
+        raise DataError(f"{RECIPE} fits {nodes} nodes of {GPUS} {machine} in no layout; the page has no row for that")
     return ranked[0]
 
 
@@ -77,20 +80,39 @@ def tables(nodes: Iterable[int], assumed: Assumed) -> tuple[dict[str, list[str]]
     return lines, found
 
 
+def placed(load: ExpertLoad, assumed: Assumed) -> list[str]:
+    """What each placement costs under measured loads: the table of three clusters, with the batch that grows."""
+    lines = [
+        "| nodes | layout | % text | busiest: blocked | striped | dealt | step, s: blocked | striped | dealt |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for nodes, machine in PLACED:
+        one = best(runs(nodes)["grown batch"], nodes, assumed, machine)
+        found = {(cost.percent, cost.way): cost for cost in costs(one, load, assumed)}
+        name = f"{nodes} x {GPUS} {machine}", layout_name(one.plan.config.layout)
+        for percent in MIXES:
+            ways = [found[percent, way] for way in WAYS]
+            cells = [f"{cost.busiest.mean:.3f}" for cost in ways] + [f"{cost.seconds:.2f}" for cost in ways]
+            lines.append(f"| {' | '.join((*name, str(percent), *cells))} |")
+    return lines
+
+
 def write_page(page: Path, assumed: Assumed) -> None:
     """Put the tables into the page, between their marks, and the plot beside it."""
     try:
         text = page.read_text(encoding="utf-8")
     except OSError as error:
         raise DataError(f"{page}: cannot be read: {error.strerror or error}; give the page with the marks") from error
-    marks = {name: (BEGIN.format(name=name), END.format(name=name)) for name in runs(PAPER_NODES)}
+    load = ExpertLoad.load(page.with_name(LOADS))
+    marks = {name: (BEGIN.format(name=name), END.format(name=name)) for name in (*runs(PAPER_NODES), "placements")}
     for begin, end in marks.values():
         if begin not in text or end not in text.partition(begin)[2]:
             raise DataError(f"{page}: has no place for the table; write {begin} and {end} into it")
     lines, found = tables(NODES, assumed)
+    made = {name: [*_HEAD, *rows] for name, rows in lines.items()} | {"placements": placed(load, assumed)}
     for name, (begin, end) in marks.items():
         before, _, rest = text.partition(begin)
-        text = before + "\n".join((begin, "", *_HEAD, *lines[name], "", end)) + rest.partition(end)[2]
+        text = before + "\n".join((begin, "", *made[name], "", end)) + rest.partition(end)[2]
     write_atomically(page, text)
     write_atomically(page.with_suffix(".svg"), draw(found))
 

@@ -73,6 +73,12 @@ def test_dealing_is_a_placement_that_is_never_worse_than_its_bound(loads: list[i
     assert again == slot_of, "only how experts compare counts"
 
 
+def test_ranks_trade_where_the_busiest_first_is_not_the_best() -> None:
+    loads = [8, 7, 6, 5, 4, 2]  # the busiest first: 8+5+4 and 7+6+2, or 17 and 15; there is 16 and 16
+    slot_of = place([range(6)], "striped", 2, loads)
+    assert carried(tuple(loads), slot_of, 2, tuple(range(6))) == [16, 16]
+
+
 def test_two_groups_busiest_experts_are_not_on_one_rank() -> None:
     slot_of = place([(0, 1), (2, 3)], "striped", 2, [9, 1, 9, 1])
     assert slot_of[0] // 2 != slot_of[2] // 2

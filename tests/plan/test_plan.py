@@ -237,7 +237,11 @@ def test_the_command_tells_layouts_cost_and_reasons(capsys: pytest.CaptureFixtur
         (["--assume", "efficiency=much"], ConfigError, "no number"),
         (["--assume", "efficiency=5"], ConfigError, "a share is at most 1"),
         (["--assume", "imbalance=0.5"], ConfigError, "at least the mean"),
-        (["--loads", str(LOADS)], ConfigError, r"--loads = .*groups of \[4, 4\] experts, the recipe's are of \[32, 32\]"),
+        (
+            ["--loads", str(LOADS)],
+            ConfigError,
+            r"--loads = .*groups of \[4, 4\] experts, the recipe's are of \[32, 32\]",
+        ),
         (["--loads", "no-such.json"], DataError, "no-such.json: not a readable table of expert loads"),
         (["--loads", str(LOADS), "--config", "most-3b-dense"], ConfigError, "spreads no experts"),
         (["--loads", str(LOADS), "--measured", "x"], ConfigError, "it is for predictions"),
