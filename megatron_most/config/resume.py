@@ -21,9 +21,9 @@ from megatron_most.errors import CheckpointError, ConfigError
 # up. Paths among them are of files whose content is compared by itself, or that teach nothing.
 MAY_CHANGE = (
     "name", "device", "layout.", "recompute.", "checkpoint.", "core.", "deepspeed.", "engine.kind", "engine.zero_stage",
-    "engine.offload_optimizer", "engine.kernels", "moe.placement", "moe.load_file", "moe.dispatcher", "tokens.file", "forgetting.",
-    "samples.", "telemetry.", "data.validation_documents", "data.frames", "data.audio_roots", "data.frames_model",
-    "data.frames_threads", "data.*.train", "data.*.real", "data.*.valid",
+    "engine.offload_optimizer", "engine.kernels", "moe.placement", "moe.load_file", "moe.dispatcher", "tokens.file",
+    "forgetting.", "samples.", "telemetry.", "data.validation_documents", "data.frames", "data.audio_roots",
+    "data.frames_model", "data.frames_threads", "data.*.train", "data.*.real", "data.*.valid",
     "data.augment.noise_folders", "data.augment.room_folders", "data.augment.voices_folders", "train.micro_batch_size",
     "train.validate_every", "train.max_skipped", "train.hang_after_s", "train.spike_ratio", "train.spike_window",
     "train.spike_steps", "train.max_rollbacks",

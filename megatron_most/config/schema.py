@@ -132,8 +132,8 @@ class MoEConfig:
     striped when expert-parallel. It never changes what is computed.
     """
     load_file: str | None = None
-    """The expert_load.json of a checkpoint: striped placement then deals experts out by how busy they were, so that ranks get
-    as many tokens as each other. Unused without expert parallelism.
+    """The expert_load.json of a checkpoint: striped placement then deals experts out by how busy they were, so that
+    ranks get as many tokens as each other. Unused without expert parallelism.
     """
 
     gate: Literal["masked_softmax", "reference"] = "masked_softmax"
