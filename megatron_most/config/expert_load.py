@@ -42,7 +42,7 @@ class ExpertLoad:
         try:
             with Path(path).open("rb") as file:
                 raw = file.read(_MOST_BYTES + 1)
-            values = json.loads(raw) if len(raw) <= _MOST_BYTES else None
+            values: Any = json.loads(raw) if len(raw) <= _MOST_BYTES else None
         except (OSError, ValueError, RecursionError) as error:
             raise DataError(f"{path}: not a readable table of expert loads ({error}); {remedy}") from error
         wrong = _wrong(values)
