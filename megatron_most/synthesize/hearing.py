@@ -12,8 +12,9 @@ from typing import Literal
 import numpy as np
 
 from megatron_most.data.rejects import RowError
-from megatron_most.errors import DataError, MostError, UpstreamError
+from megatron_most.errors import DataError, MostError
 from megatron_most.speech import Judge, load_judge
+from megatron_most.speech.judge import SAMPLE_RATE
 from megatron_most.speech.judge_pocketsphinx import unknown_words
 from megatron_most.synthesize.dialogue import CUT, Dialogue, SpokenTurn
 from megatron_most.synthesize.wer import word_error_rate
@@ -52,14 +53,14 @@ class Ears:
             self._judge = load_judge(options.name, model=options.model)
             self.identity = str(self._judge.identity)
         elif options.name == "pocketsphinx":
+            self._texts: list[str] = []
             try:
                 load_judge("pocketsphinx", words=["yes"])
-            except UpstreamError as error:
-                self.gone = f"{error}; or speak without a judge: --judge.name none"
-            texts = (
-                [] if self.gone else sorted({spoken_text(turn) for dialogue in dialogues for turn in dialogue.turns})
-            )
-            self._texts = sorted((text for text in texts if not unknown_words([text])), key=len)
+                texts = sorted({spoken_text(turn) for dialogue in dialogues for turn in dialogue.turns})
+                self._texts = sorted((text for text in texts if not unknown_words([text])), key=len)
+            except Exception as error:  # not installed, or not whole: its libraries raise what they like
+                told = str(error) if isinstance(error, MostError) else f"pocketsphinx: {type(error).__name__}: {error}"
+                self.gone = f"{told}; or speak without a judge: --judge.name none"
             self._lengths = [len(text) for text in self._texts]
 
     def rates(self, waves: list[np.ndarray], texts: list[str]) -> list[float | None]:
@@ -76,13 +77,26 @@ class Ears:
                     if self.gone is not None:  # while this one waited
                         raise JudgeFailed(self.gone)
                     heard = self._judge.transcribe(waves)
+            if len(heard) != len(texts):
+                raise JudgeFailed(f"it answered {len(heard)} of {len(texts)} waves")
         except JudgeFailed:
             raise
         except DataError as error:
             raise RowError("judge failed", str(error)[:200]) from error
-        except (MostError, RuntimeError, OSError, MemoryError) as error:
+        except Exception as error:  # a recogniser's libraries raise what they like, and the voices' work must not go
             raise JudgeFailed(f"{type(error).__name__}: {error}"[:200]) from error
         return [word_error_rate(text, found) for text, found in zip(texts, heard, strict=True)]
+
+    def lives(self) -> bool:
+        """Whether it hears at all: asked with noise, of which nothing but an answer is expected."""
+        noise = np.random.default_rng(0).normal(scale=0.05, size=SAMPLE_RATE).astype(np.float32)
+        try:
+            self.rates([noise], ["yes"])
+        except RowError:
+            return True
+        except JudgeFailed:
+            return False
+        return True
 
     def _choices(self, texts: list[str]) -> list[str]:
         """The texts among others that are as long: told only what is right, a judge hears it in any noise."""

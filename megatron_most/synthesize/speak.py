@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import json
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field
@@ -29,6 +29,7 @@ from megatron_most.speech import write_sound
 from megatron_most.synthesize.casting import Cast, Weights, cast
 from megatron_most.synthesize.dialogue import Dialogue
 from megatron_most.synthesize.hearing import Ears, JudgeOptions, spoken_text
+from megatron_most.synthesize.ledger import BudgetSpent
 from megatron_most.synthesize.unheard import OUTAGE, Ahead, Unheard, Utterance
 from megatron_most.synthesize.voices import SAMPLE_RATE, Speaker
 from megatron_most.synthesize.wer import check_wave
@@ -94,7 +95,10 @@ def speak_dialogues(speech: Speech, speaker: Speaker, out: Path, shard: Shard) -
     with ExitStack() as stack:
         journal = stack.enter_context(open_journal(folder, job, FILES, reports=(REJECTS,)))
         unheard = Unheard(journal.part, speaker.identity)
-        writing = _Writing(speech, journal, unheard)
+        writing = _Writing(
+            speech, journal, unheard,
+            lambda dialogue, roles: _speak(dialogue, roles, speaker, ears, unheard, speech.judge.max_wer),
+        )  # fmt: skip
         pool = ThreadPoolExecutor(speech.workers)
         stack.callback(pool.shutdown, wait=True, cancel_futures=True)
         stack.callback(speaker.stop)
@@ -116,7 +120,13 @@ def speak_dialogues(speech: Speech, speaker: Speaker, out: Path, shard: Shard) -
                 too = ", and the judge" if ahead.why else ""
                 gone = f"{writing.done.taken} of {len(mine)} dialogues are spoken; the voice is gone{too}"
                 raise DataError(f"{journal.part}: {gone}: {error}; run the same command again to go on") from error
+            except BudgetSpent as error:
+                if ahead.why is None:
+                    raise
+                raise DataError(f"{error}. Besides, {ahead.told(writing.done.taken)}") from error
             meter.advance(1)
+        if ahead.why is None and (doubt := writing.in_doubt) is not None and not ears.lives():
+            ahead.begin(str(doubt), writing.done.taken, writing.stop())
         if ahead.why is not None:
             raise DataError(f"{journal.part}: {ahead.told(writing.done.taken)}")
         writing.finish()
@@ -175,11 +185,15 @@ def _in_order(
     yield from flying
 
 
+_Again = Callable[[Dialogue, Cast], list[Utterance]]
+
+
 class _Writing:
     """The lists so far, and what was set aside."""
 
-    def __init__(self, speech: Speech, journal: Journal, unheard: Unheard) -> None:
-        self._speech, self._journal, self._unheard = speech, journal, unheard
+    def __init__(self, speech: Speech, journal: Journal, unheard: Unheard, again: _Again) -> None:
+        """`again`: speak a dialogue, or have its waves heard where they were kept."""
+        self._speech, self._journal, self._unheard, self._again = speech, journal, unheard, again
         self.done = _Progress(**journal.progress) if journal.progress else _Progress()
         self._rejects = Rejects(
             lambda line: journal.write(REJECTS, line),
@@ -205,7 +219,7 @@ class _Writing:
             return
         except WriterFailed as error:
             self._held.append((dialogue, roles, error))
-            if sum(isinstance(failed, WriterFailed) for *_, failed in self._held) >= OUTAGE:
+            if sum(type(failed) is type(error) for *_, failed in self._held) >= OUTAGE:
                 raise  # not committed: these are tried again
             return
         if self._held and not made:
@@ -251,9 +265,23 @@ class _Writing:
                 self._took(dialogue.id)
             elif isinstance(error, RowError):
                 self._set_aside(dialogue.id, error.reason, error.detail)
+            elif isinstance(error, JudgeFailed):
+                self._hear_again(dialogue, roles)
             else:
-                reason = "judge failed" if isinstance(error, JudgeFailed) else "no reply from the voice"
-                self._set_aside(dialogue.id, reason, str(error))
+                self._set_aside(dialogue.id, "no reply from the voice", str(error))
+
+    def _hear_again(self, dialogue: Dialogue, roles: Cast) -> None:
+        """The judge lives, so it was away for a moment, and the waves were kept; what fails twice is set aside."""
+        try:
+            made = self._again(dialogue, roles)
+        except RowError as error:
+            self._set_aside(dialogue.id, error.reason, error.detail)
+        except WriterFailed as error:
+            reason = "judge failed" if isinstance(error, JudgeFailed) else "no reply from the voice"
+            self._set_aside(dialogue.id, reason, str(error))
+        else:
+            self._write(dialogue, roles, {turn.number: turn for turn in made})
+            self._took(dialogue.id)
 
     def _set_aside(self, id: str, reason: str, detail: str) -> None:
         self._rejects.add(id, reason, detail)
@@ -265,6 +293,11 @@ class _Writing:
         self.done.taken += 1
         if self.done.taken % _COMMIT_EVERY == 0:
             self._commit()
+
+    @property
+    def in_doubt(self) -> JudgeFailed | None:
+        """A failure of the judge that no answer of its has followed: it may have been gone since."""
+        return next((failed for *_, failed in self._held if isinstance(failed, JudgeFailed)), None)
 
     def stop(self) -> int:
         """Go no further: what is held waits for the same command. How many dialogues the judge has failed on."""

@@ -9,6 +9,7 @@ import numpy as np
 
 from megatron_most.data.overlap import normalised_words
 from megatron_most.data.rejects import RowError
+from megatron_most.score import find_normaliser
 
 _SILENT = 1e-3  # root mean square, where full scale is 1
 _SLOWEST, _FASTEST = 0.5, 8.0  # words a second; a voice has 2 to 4
@@ -66,9 +67,13 @@ def _power(wave: np.ndarray, frame: int) -> np.ndarray:
 
 
 def word_error_rate(said: str, heard: str) -> float:
-    """Edits to turn one into the other, for each word of `said`; case and punctuation do not count."""
-    wanted, found = normalised_words(said), normalised_words(heard)
-    return edits(wanted, found) / max(len(wanted), 1)
+    """Edits to turn one into the other, for each word of `said`. How it is written does not count: voices are given
+    numbers as words, and some judges write figures, others leave out apostrophes. So it is the less of two rates, after
+    Whisper's normaliser and with case and punctuation left out alone.
+    """
+    whisper = find_normaliser("en")
+    ways = [(normalised_words(said), normalised_words(heard)), (whisper(said).split(), whisper(heard).split())]
+    return min(edits(wanted, found) / max(len(wanted), 1) for wanted, found in ways)
 
 
 def edits(one: Sequence[str], other: Sequence[str]) -> int:

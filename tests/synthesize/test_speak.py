@@ -315,3 +315,49 @@ def test_word_error_rate_is_that_of_jiwer() -> None:
         said, heard = (" ".join(draw.choice(known, draw.integers(1, 12))) for _ in range(2))
         assert word_error_rate(said, heard) == pytest.approx(jiwer.wer(said, heard), abs=1e-12)
     assert word_error_rate("Don't stop, NOW!", "dont stop now") == 0
+
+
+@pytest.mark.parametrize(
+    ("said", "heard"),
+    [
+        ("It has two hundred and six bones in total.", "It has 206 bones in total."),
+        ("The war ended in nineteen forty five.", "The war ended in 1945."),
+        ("Sure, it costs three dollars and fifty cents.", "Sure, it costs $3.50."),
+        ("Do you like the color gray?", "do you like the colour grey"),
+    ],
+)
+def test_a_judge_may_write_figures_where_a_voice_was_given_words(said: str, heard: str) -> None:
+    assert word_error_rate(said, heard) == 0
+    assert word_error_rate(said, "something else was said here") > 0.5
+
+
+@pytest.mark.parametrize("gone", ["mdef", "cmudict-en-us.dict"])
+def test_a_judge_whose_model_is_not_whole_is_a_judge_that_is_away(
+    gone: str, dialogues: Path, program: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("pocketsphinx", reason="pocketsphinx is not installed: pip install pocketsphinx")
+    from megatron_most.speech import judge_pocketsphinx
+
+    def missing(*args: object, **options: object) -> None:
+        raise (RuntimeError("Failed to initialize PocketSphinx") if gone == "mdef" else FileNotFoundError(gone))
+
+    monkeypatch.setattr(judge_pocketsphinx, "_decoder" if gone == "mdef" else "_dictionary", missing)
+    with pytest.raises(DataError, match=r"the judge is gone: pocketsphinx: .*; or speak without a judge"):
+        run_synthesize(words(dialogues, tmp_path / "out", program, "--judge.name", "pocketsphinx"))
+    assert list((tmp_path / "out.part" / "unheard").glob("*/*.npz"))
+
+
+def test_a_wrong_bit_in_a_kept_wave_is_spoken_again_or_harmless(tmp_path: Path) -> None:
+    said = [(0, "anna", "yes")]
+    unheard = Unheard(tmp_path, {"voice": "a"})
+    unheard.keep("d", said, [np.linspace(-1, 1, 40, dtype=np.float32)])
+    [path] = tmp_path.rglob("*.npz")
+    whole = path.read_bytes()
+    for at in range(len(whole)):
+        for bit in (1, 64):
+            path.write_bytes(whole[:at] + bytes([whole[at] ^ bit]) + whole[at + 1 :])
+            found = unheard.find("d", said)
+            assert found is None or np.array_equal(found[0], np.linspace(-1, 1, 40, dtype=np.float32))
+    np.save(path.with_suffix(".npy"), np.zeros(3))
+    path.with_suffix(".npy").rename(path)
+    assert unheard.find("d", said) is None

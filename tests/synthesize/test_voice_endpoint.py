@@ -17,12 +17,14 @@ import threading
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
 from megatron_most.errors import DataError
 from megatron_most.synthesize import run_synthesize
+from megatron_most.synthesize import speak as room
 from megatron_most.synthesize.ledger import REPLIES, Budget, open_ledger
 from megatron_most.synthesize.voice_endpoint import WAVES, EndpointSpeaker
 from megatron_most.synthesize.voices import VoiceOptions
@@ -245,8 +247,79 @@ def test_without_a_judge_voices_go_on_and_what_they_said_is_heard_later(
             speak("out", 1, 999)
         assert content(speak("out", 0, 0)) == unbroken  # no dialogue was set aside for the judge's sake
         assert server.requests == 2 * once, "and none is spoken again"
-        done = json.loads((speak("short", 5, 7) / "speech.json").read_text())
-    assert done["rejects"] == {"judge failed": 2}  # two alone are theirs, and counted
+        assert content(speak("short", 5, 7)) == unbroken, "away for a moment it is asked again"
+
+
+class OddJudge(DyingJudge):
+    """Breaks on some dialogues, whenever it hears them, as a bug of a library would."""
+
+    def transcribe(self, waves: list[np.ndarray]) -> list[str]:
+        if int(sum(abs(wave).sum() for wave in waves)) % 3 == 0:
+            raise ValueError("odd wave")
+        return super().transcribe(waves)
+
+
+def test_dialogues_that_break_the_judge_are_set_aside_and_counted(
+    dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with chat_server() as server:
+        given = words(server, dialogues, tmp_path / "out", "--max-reject-rate", "0.9")
+        run_synthesize(judged(monkeypatch, OddJudge(0, 0), given, tmp_path))
+    done = json.loads((tmp_path / "out" / "speech.json").read_text())
+    assert list(done["rejects"]) == ["judge failed"] and 0 < done["rejects"]["judge failed"] < done["spoken"]
+    assert "odd wave" in (tmp_path / "out" / "rejects.jsonl").read_text()
+
+
+@pytest.mark.parametrize("shard", ["0/1", "0/4"])
+def test_a_judge_that_goes_at_the_very_end_costs_no_dialogue(
+    shard: str, dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too late for eight in a row; of a small shard all."""
+    with chat_server() as server:
+
+        def speak(out: str, judge: DyingJudge) -> Path:
+            given = words(server, dialogues, tmp_path / out, "--ledger", str(tmp_path / f"{out}.ledger"))
+            run_synthesize(judged(monkeypatch, judge, [*given, "--shard", shard], tmp_path))
+            return tmp_path / out
+
+        whole = DyingJudge(0, 0)
+        unbroken, once = content(speak("unbroken", whole)), server.requests
+        first = whole.calls - 2 if shard == "0/1" else 1
+        with pytest.raises(DataError, match=r"the judge is gone: .*device lost.* more are spoken and kept"):
+            speak("out", DyingJudge(first, 999))
+        assert server.requests == 2 * once and not list((tmp_path / "out").rglob("speech.json"))
+        assert content(speak("out", DyingJudge(0, 0))) == unbroken and server.requests == 2 * once
+
+
+def test_what_was_heard_while_the_judge_was_going_is_kept_too(
+    dialogues: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Failures have begun, and of what is under way some is heard still."""
+    with chat_server() as server:
+        given = words(server, dialogues, tmp_path / "out", "--ledger", str(tmp_path / "ledger"))
+
+        class Going(DyingJudge):
+            def transcribe(self, waves: list[np.ndarray]) -> list[str]:
+                self.calls += 1
+                if self.calls <= 8:
+                    raise RuntimeError("device lost")
+                return ["nothing"] * len(waves)
+
+        def order(speech: Any, left: Any, *more: Any) -> Any:  # all are heard before the first is looked at
+            made = list(in_order(speech, left, *more))
+            for *_, turns in made:
+                turns.exception()
+            yield from made
+
+        in_order = room._in_order
+        with monkeypatch.context() as changed:
+            changed.setattr(room, "_in_order", order)
+            with pytest.raises(DataError, match="the judge is gone"):
+                run_synthesize(judged(changed, Going(0, 0), given, tmp_path))
+        shutil.rmtree(tmp_path / "ledger")
+        asked = server.requests
+        run_synthesize(judged(monkeypatch, DyingJudge(0, 0), given, tmp_path))
+        assert server.requests == asked, "none is spoken again"
 
 
 def test_killed_without_a_judge_what_was_kept_is_not_spoken_again(
