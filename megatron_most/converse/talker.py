@@ -71,7 +71,7 @@ class Talker:
         if self.ears is None:
             raise DataError(f"{path}: a codec is needed to hear it; give the data's with --codec")
         try:
-            seconds = probe(path).duration
+            seconds = probe(path, most_s=MOST_S).duration
             if seconds > MOST_S:  # before hours of it are decoded
                 raise DataError(f"{path}: {seconds:.0f} s; at most {MOST_S:g} s are heard at once; cut it")
             wave = read_span(path, sample_rate=self.ears.sample_rate)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,10 +89,14 @@ def _digests(paths: Sequence[Path], kept: Path, rank: int, ranks: int) -> list[b
 
 
 def _mark(path: Path) -> str | None:
-    """What changes with a file's content; None: there is no such file, which its item will be told of."""
+    """What changes with a file's content; None: there is no such file, which its item will be told of. Nor is a pipe
+    one, which would hold whoever opens it.
+    """
     try:
         about = path.stat()
-    except OSError:
+    except (OSError, ValueError):
+        return None
+    if not stat.S_ISREG(about.st_mode):
         return None
     return f"{path} {about.st_size} {about.st_mtime_ns}"
 

@@ -38,7 +38,7 @@ class Span:
 def read_wave(span: Span, sample_rate: int, max_seconds: float = MAX_SECONDS) -> np.ndarray | Fault:
     """Mono float32, or why not. What is too long is not decoded to find that out."""
     try:
-        duration = probe(span.path).duration if span.duration is None else span.duration
+        duration = probe(span.path, most_s=max_seconds).duration if span.duration is None else span.duration
         if duration > max_seconds:
             return Fault("too long", f"{span.path}: {duration:g} s; at most {max_seconds:g} s (--max-seconds)")
         return read_span(span.path, span.start, span.duration, sample_rate=sample_rate)

@@ -29,7 +29,7 @@ from starlette.routing import Route
 from megatron_most.errors import MostError
 from megatron_most.runtime import get_logger
 from megatron_most.serve.answering import Answering, End, Late, Sound, Token
-from megatron_most.serve.asked import Asked, Limits, Refused, read_request
+from megatron_most.serve.asked import Asked, Limits, Refused, has_sound, read_request
 from megatron_most.serve.batches import Batches, Busy
 from megatron_most.serve.chunks import Chat
 from megatron_most.serve.limits import Guard, Rate, refusal
@@ -94,7 +94,7 @@ class _Server:
         self.partner, self.protection = partner, protection
         self._batches = Batches(partner, rows=protection.rows, waiting=protection.waiting)
         self._voices = ThreadPoolExecutor(protection.rows * 2, "voice")
-        self._reading = asyncio.Semaphore(4)  # recordings that are decoded at once
+        self._hearing, self._reading = asyncio.Semaphore(4), asyncio.Semaphore(4)  # requests with sound, and without
 
     @contextlib.asynccontextmanager
     async def lifespan(self, app: Starlette) -> AsyncIterator[None]:
@@ -135,7 +135,8 @@ class _Server:
             body = json.loads(await request.body())
         except (ValueError, RecursionError):
             raise Refused(400, "the body is not JSON") from None
-        async with self._reading:  # decoding recordings and finding their units takes a while
+        # Decoding recordings and finding their units takes a while, and who sends text does not wait for it.
+        async with self._hearing if has_sound(body) else self._reading:
             asked = await asyncio.to_thread(read_request, body, self.partner, self.protection.limits)
             try:
                 prompt = await asyncio.to_thread(self.partner.prompt, asked.turns)

@@ -30,6 +30,8 @@ _NEUTRAL: dict[str, tuple[Any, ...]] = {
 """Settings that this server does not have, with the values that ask for nothing."""
 
 
+_MOST_SAMPLES = 192_000
+"""A second, of all channels together: two at 96 kHz. Sound is decoded whole, and a few bytes can say many channels."""
 _TEMPERATURES = (1e-5, 2)
 """To draw with: OpenAI's, down to what Settings can divide by."""
 
@@ -104,6 +106,17 @@ def read_request(body: Any, partner: Partner, limits: Limits) -> Asked:
         stream=stream,
         usage_apart=_usage_apart(body.get("stream_options"), stream),
     )
+
+
+def has_sound(body: Any) -> bool:
+    """Whether a request brings recordings, which take a while to read. Of what is no request: no."""
+    messages = body.get("messages") if isinstance(body, dict) else None
+    for message in messages if isinstance(messages, list) else ():
+        content = message.get("content") if isinstance(message, dict) else None
+        for part in content if isinstance(content, list) else ():
+            if isinstance(part, dict) and part.get("type") == "input_audio":
+                return True
+    return False
 
 
 def _usage_apart(options: Any, stream: bool) -> bool:
@@ -239,12 +252,15 @@ class _Reader:
 
     def _read(self, path: Path, where: str) -> Wave:
         try:
-            found = probe(path)
+            found = probe(path, most_s=self._seconds)
             self._seconds -= found.duration
             if self._seconds < 0:
                 most = self._limits.audio_s
                 words = f"{most - self._seconds:.1f} s of audio in all messages; at most {most:g} s are taken"
                 raise Refused(413, f"{where}: {words}", where)
+            if found.channels * found.sample_rate > _MOST_SAMPLES:
+                words = f"{found.channels} channels at {found.sample_rate:,} samples a second"
+                raise Refused(413, f"{where}: {words}; at most {_MOST_SAMPLES:,} of all channels are taken", where)
             return read_span(path, sample_rate=self._partner.sample_rate)
         except AudioError as error:
             detail = error.detail.replace(f"{path}: ", "").replace(str(path), "the recording")

@@ -63,18 +63,19 @@ class AudioInfo:
     format: str
 
 
-def probe(path: str | Path) -> AudioInfo:
+def probe(path: str | Path, *, most_s: float = math.inf) -> AudioInfo:
     """Look a file over. AudioError where it is damaged, cut off or holds no samples.
 
     At most the last samples are decoded, but for MP3 without a Xing header, raw AAC, WebM and AMR: those do not state
-    their length, so it is counted.
+    their length, so it is counted, and no further than a little over `most_s`: whoever takes no more than that is told
+    so at once, and not after hours of sound.
     """
     path = Path(path)
     with _open_file(path) as (file, found), _decoder(file, path, found) as sound:
         num_samples = sound.num_samples
         try:
             if num_samples is None:
-                num_samples = sound.count_samples()
+                num_samples = sound.count_samples(most_s * sound.sample_rate)
             if num_samples <= 0:
                 raise AudioError("empty file", f"{path}: it holds no samples")
             if missing := _what_is_missing(file, found, sound):

@@ -62,9 +62,14 @@ class FfmpegFile:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._container.close()
 
-    def count_samples(self) -> int:
-        """Samples of the whole file, by decoding it."""
-        return sum(len(block) for block, _ in self._blocks(0))
+    def count_samples(self, most: float) -> int:
+        """Samples of the whole file, by decoding it; where they are more than `most`, of its beginning."""
+        total = 0
+        for block, _ in self._blocks(0):
+            total += len(block)
+            if total > most:
+                break
+        return total
 
     def read(self, start: int, count: int | None) -> np.ndarray:
         """Samples [start, start + count) as float32 (samples, channels); fewer where the file ends before.

@@ -57,8 +57,8 @@ class SoundFile:
     def __exit__(self, kind: type | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self._sound.close()
 
-    def count_samples(self) -> int:
-        """Samples of the whole file; libsndfile has them counted."""
+    def count_samples(self, most: float) -> int:
+        """Samples of the whole file; libsndfile has them counted, however many."""
         return int(self._sound.frames)
 
     def read(self, start: int, count: int | None) -> np.ndarray:

@@ -16,6 +16,7 @@ from megatron_most.speech.vocoder import StorableVocoder, require_codec
 
 VOCODER_FILE, WEIGHTS_FILE = "vocoder.json", "weights.safetensors"
 _FORMAT = 1
+_LARGEST = 1e6  # of any weight or table: those of vocoders are below a thousand
 _REMEDY = "point to a folder that save_vocoder wrote"
 
 
@@ -63,12 +64,18 @@ def load_vocoder(
             )
         arrays = _arrays(weights)
         _require_finite(arrays, str(folder / WEIGHTS_FILE))
+        _require_sane(identity)
         vocoder = _make(kind, identity, settings, arrays, where, device)
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise DataError(f"{where}: not a readable vocoder ({error!r}); {_REMEDY}") from error
+    except (ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError, MemoryError) as error:
+        raise DataError(f"{where}: not a readable vocoder ({error!r:.200}); {_REMEDY}") from error
     if codec is not None:
         require_codec(vocoder, codec)
     return vocoder
+
+
+def _require_sane(codec: CodecIdentity) -> None:
+    if not 1000 <= codec.sample_rate <= 1_000_000 or not 1e-4 <= codec.frame_s <= 10:
+        raise ValueError(f"{codec.sample_rate} samples a second, {codec.frame_s} s a frame")
 
 
 def _make(
@@ -105,3 +112,5 @@ def _require_finite(arrays: dict[str, np.ndarray], where: str) -> None:
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             count = int(np.count_nonzero(~np.isfinite(array)))
             raise DataError(f"{where}: {name} holds {count} numbers that are NaN or infinite; it would speak noise")
+        if array.dtype.kind == "f" and array.size and float(np.abs(array).max()) > _LARGEST:
+            raise DataError(f"{where}: {name} holds numbers above {_LARGEST:g}; it would speak noise")

@@ -154,7 +154,8 @@ def _filled(word: str, values: dict[str, str]) -> str:
 
 def read_wave(path: Path, text: str) -> np.ndarray:
     """A voice's samples. RowError "wrong length" for one without end, which is not read; AudioError for no sound."""
-    seconds, most = probe(path).duration, most_seconds(text)
+    most = most_seconds(text)
+    seconds = probe(path, most_s=most).duration
     if seconds > most:
         raise RowError("wrong length", f"{seconds:.0f} s, where {most:.0f} s is the most for {len(text.split())} words")
     return read_span(path, 0.0, None, sample_rate=SAMPLE_RATE)

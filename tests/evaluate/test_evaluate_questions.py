@@ -21,6 +21,7 @@ from megatron_most.errors import DataError
 from megatron_most.evaluate import Data, Options, Tools
 from megatron_most.evaluate.decoding import Decoding
 from megatron_most.evaluate.result import read_result
+from megatron_most.evaluate.sounds import _digests
 from megatron_most.evaluate.subject import Subject
 from megatron_most.evaluate.tasks.questions import Questions, read_questions
 from megatron_most.evaluate.tasks.tts import Hearing
@@ -173,6 +174,8 @@ def test_answers_in_speech_are_heard_before_they_are_compared(spoken, tmp_path):
         ('{"WavPath": "a.wav", "answer": {"value": "Paris"}}', "are no texts"),
         ('{"WavPath": "a.wav", "Answer": ["  "]}', "holds no letter"),
         ('{"WavPath": "../a.wav", "Answer": "x"}', "leads out of"),
+        ("[" * 100_000, "line 1: cannot be read as a question"),
+        ('{"WavPath": "a.wav", "Answer": "x", "id": "\\ud800"}', "line 1: its id .* holds half a character"),
         ("", "holds no question"),
     ],
 )
@@ -180,6 +183,20 @@ def test_bad_questions_are_refused_by_their_line(tmp_path, line, complaint):
     (tmp_path / "q.jsonl").write_text(f"{line}\n" if line else "")
     with pytest.raises(DataError, match=complaint):
         read_questions(tmp_path / "q.jsonl")
+
+
+def test_an_answer_that_begins_with_a_bracket_is_a_list_only_where_it_is_one(tmp_path):
+    file = tmp_path / "q.jsonl"
+    rows = ["[Red] fox", '["red", "fox"]', "[" * 100_000]
+    lines = [json.dumps({"WavPath": "a.wav", "Answer": answer + ("x" if answer[-1] == "[" else "")}) for answer in rows]
+    file.write_text("\n".join(lines))
+    first, second, third = (question.answers for question in read_questions(file))
+    assert first == ("[Red] fox",) and second == ("red", "fox") and len(third) == 1
+
+
+def test_a_pipe_in_place_of_a_sound_holds_nobody(tmp_path):
+    os.mkfifo(tmp_path / "a.wav")
+    assert _digests([tmp_path / "a.wav"], tmp_path / "kept.jsonl", 0, 1) == [bytes(32)]
 
 
 def test_lines_without_words_are_skipped_and_a_second_row_of_an_id_is_refused(tmp_path):

@@ -5,13 +5,17 @@ from __future__ import annotations
 import base64
 import io
 import json
+import threading
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import soundfile
 
+from megatron_most.speech import AudioError
 from tests.serve.partners import Parrot, Server, serving
 
 
@@ -25,6 +29,12 @@ def sound(seconds: float, rate: int = 8000, kind: str = "WAV") -> dict[str, Any]
     file = io.BytesIO()
     soundfile.write(file, 0.1 * np.sin(np.arange(round(seconds * rate)) / 5), rate, format=kind)
     return {"type": "input_audio", "input_audio": {"data": base64.b64encode(file.getvalue()).decode(), "format": "wav"}}
+
+
+def wide(channels: int, rate: int) -> dict[str, Any]:
+    file = io.BytesIO()
+    soundfile.write(file, np.zeros((rate, channels)), rate, format="FLAC")
+    return {"type": "input_audio", "input_audio": {"data": base64.b64encode(file.getvalue()).decode()}}
 
 
 def test_a_text_is_answered_whole(server: Server) -> None:
@@ -172,6 +182,7 @@ BAD: dict[str, tuple[Any, int, str]] = {
     "broken audio": (asking(recording(BROKEN)), 400, "messages[0].content[0]: "),
     "no audio": (asking([sound(0)]), 400, "empty file"),
     "long audio": (asking([sound(40), sound(21)]), 413, "61.0 s of audio in all messages; at most 60 s"),
+    "many channels": (asking([wide(8, 48000)]), 413, "8 channels at 48,000 samples a second; at most 192,000"),
     "units beyond": (asking([{"type": "units", "units": "[Hu999999]"}]), 400, "content[0].units"),
     "what the model cannot read": (asking("déjà vu"), 400, "not English"),
 }  # fmt: skip
@@ -210,3 +221,22 @@ def test_what_the_server_has_is_listed(server: Server) -> None:
     status, headers, page = server.send("GET", "/")
     assert status == 200 and b"talk.js" in page and "default-src 'none'" in headers["content-security-policy"]
     assert "access-control-allow-origin" not in {name.lower() for name in headers}
+
+
+def test_who_sends_text_does_not_wait_for_recordings(server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+    """All places for recordings are taken, and go on being."""
+    gate, inside = threading.Event(), threading.Semaphore(0)
+
+    def held(path: Path, **options: Any) -> Any:
+        inside.release()
+        assert gate.wait(60)
+        raise AudioError("unreadable audio", f"{path}: held")
+
+    monkeypatch.setattr("megatron_most.serve.asked.probe", held)
+    with ThreadPoolExecutor(5) as pool:
+        waiting = [pool.submit(server.ask, [sound(1)]) for _ in range(5)]
+        for _ in range(4):
+            assert inside.acquire(timeout=60)
+        assert server.ask("still there")[0] == 200
+        gate.set()
+        assert [answer.result()[0] for answer in waiting] == [400] * 5

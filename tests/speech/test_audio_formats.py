@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -149,3 +150,32 @@ def test_the_room_is_imported_without_its_heavy_libraries() -> None:
     code = f"import sys, megatron_most.speech; print([m for m in {heavy} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_a_length_that_must_be_counted_is_counted_no_further_than_is_asked_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Hours of silence are a few kilobytes of raw AAC: who takes a minute must not decode them to say so."""
+    frames = adts_frames(write_compressed(tmp_path / "a.aac", np.zeros(16000, np.float32), 8000, "aac", "adts"))
+    path = tmp_path / "hours.aac"
+    path.write_bytes(frames[5] * 60_000)
+    decoded: list[int] = []
+    samples = ffmpeg.FfmpegFile._samples
+
+    def counted(self: ffmpeg.FfmpegFile, frame: Any) -> Any:
+        decoded.append(1)
+        return samples(self, frame)
+
+    monkeypatch.setattr(ffmpeg.FfmpegFile, "_samples", counted)
+    assert 60 < probe(path, most_s=60).duration < 62 and len(decoded) < 500
+    path.write_bytes(frames[5] * 500)
+    assert probe(path, most_s=100).duration == probe(path).duration == pytest.approx(64, abs=1)
+
+
+def adts_frames(path: Path) -> list[bytes]:
+    data, found = path.read_bytes(), []
+    while data:
+        size = (data[3] & 3) << 11 | data[4] << 3 | data[5] >> 5
+        found.append(data[:size])
+        data = data[size:]
+    return found

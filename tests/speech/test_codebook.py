@@ -128,6 +128,11 @@ def damage(folder: Path, how: str) -> None:
         weights.unlink()
     elif how == "no json":
         about.write_text("{")
+    elif how.startswith("["):
+        about.write_text(how)
+    elif how[0] in "sf":
+        name, value = how.split()
+        about.write_text(json.dumps({**content, "codec": {**content["codec"], name: json.loads(value)}}))
     else:
         about.write_text(json.dumps({**content, **json.loads(how)}))
 
@@ -144,6 +149,10 @@ def damage(folder: Path, how: str) -> None:
         ('{"kind": "hifigan"}', "vocoder.json: not a readable vocoder"),
         ('{"settings": {"a": 1}}', "this version knows none"),
         ('{"codec": {"name": "a"}}', "codec identity"),
+        ("[" * 100_000, "not a readable vocoder"),
+        ("sample_rate 0", "0 samples a second"),
+        ("sample_rate 10000000", "10000000 samples a second"),
+        ("frame_s 1e308", "1e.308 s a frame"),
     ],
 )
 def test_a_damaged_folder_is_refused(vocoder: CodebookVocoder, tmp_path: Path, how: str, says: str) -> None:
@@ -164,6 +173,9 @@ def test_weights_that_are_no_numbers_are_refused_at_saving_and_at_loading(
         folder = save_vocoder(harmed, tmp_path / "b")
     with pytest.raises(DataError, match="weights.safetensors: mean holds .* NaN or infinite"):
         load_vocoder(folder)
+    huge = CodebookVocoder(vocoder.codec, {**vocoder.arrays(), "mean": vocoder.arrays()["mean"] * 0 + 1e30})
+    with pytest.raises(DataError, match="mean holds numbers above 1e.06"):
+        save_vocoder(huge, tmp_path / "c")
 
 
 def test_speech_that_does_not_fit_is_refused(codec: MfccCodec) -> None:

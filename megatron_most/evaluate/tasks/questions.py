@@ -6,6 +6,7 @@ An answer in speech is spoken by a vocoder and heard by a judge first. It is rig
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -59,9 +60,11 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
             except StopIteration:
                 needed = f"a sound ({' or '.join(_AUDIO)}) and an answer ({' or '.join(_ANSWERS)})"
                 raise DataError(f"{where}: needs {needed}") from None
-            except (ValueError, TypeError) as error:
+            except (ValueError, TypeError, RecursionError) as error:
                 raise DataError(f"{where}: cannot be read as a question: {error}") from error
             id = str(number if row.get("id") is None else row["id"])
+            if id.encode(errors="replace").decode() != id:
+                raise DataError(f"{where}: its id {id!r:.60} holds half a character, which no file can; mend it")
             if id in line_of:
                 raise DataError(f"{where}: {id!r} is the id of line {line_of[id]} too; give each question its own")
             line_of[id] = number
@@ -74,7 +77,9 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
 def _answers(found: Any) -> tuple[str, ...]:
     """A text, a list of texts, or a list written out as JSON."""
     if isinstance(found, str) and found.lstrip().startswith("["):
-        found = json.loads(found)
+        with contextlib.suppress(ValueError, RecursionError):  # "[Red] fox" is an answer as it stands
+            written = json.loads(found)
+            found = written if isinstance(written, list) else found
     answers = (found,) if isinstance(found, str) else tuple(found) if isinstance(found, list) else ()
     if not answers or not all(isinstance(answer, str) and any(map(str.isprintable, answer)) for answer in answers):
         raise ValueError(f"answers {str(found)[:80]} are no texts; write a text, or a list of texts")
