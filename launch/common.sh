@@ -8,7 +8,7 @@
 set -u -o pipefail
 
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
-words=() dry=0 asked=0 cancelled=0 srun_pid='' attempt='' ask_with=USR1 number=0
+asked=0
 
 say() { printf '%s launch: %s\n' "$(date +%H:%M:%S)${SLURMD_NODENAME:+ $SLURMD_NODENAME}" "$*" >&2; }
 die() {
@@ -37,19 +37,31 @@ esac
 cluster_env=${MOST_CLUSTER_ENV:-$root/launch/cluster.env}
 if [ -r "$cluster_env" ]; then
     bash -n "$cluster_env" || die "$cluster_env: bash cannot read it, see above"
+    ours=$root
+    trap 'say "ERROR: $cluster_env ends whoever reads it: it calls exit, or one of its lines does"; exit 2' EXIT
     set +u # it is the user's: modules, and $LD_LIBRARY_PATH where that is not set
     # shellcheck source=/dev/null
     . "$cluster_env"
     set -u
+    trap - EXIT
+    IFS=$' \t\n'
+    [ "$root" = "$ours" ] || die "$cluster_env sets root=$root: the launchers call their clone so; take another name"
 elif [ -n "${MOST_CLUSTER_ENV:-}" ]; then
     die "MOST_CLUSTER_ENV=$MOST_CLUSTER_ENV: no such file, or it cannot be read"
 fi
+
+words=() dry=0 cancelled=0 srun_pid='' attempt='' ask_with=USR1 number=0
 
 for name in MOST_WATCH_S MOST_GRACE_S MOST_SKEW_S MOST_FREE_GB MOST_LINK_FLOOR_GBPS MOST_LINK_MB MOST_LINKS_S \
     MOST_PREFLIGHT_S; do
     [ -z "${!name:-}" ] || [[ ${!name} =~ ^[0-9]+([.][0-9]+)?$ ]] ||
         die "$name=${!name}: not a number. Set it in $cluster_env (launch/cluster.env.example has its unit)"
 done
+for name in MOST_WATCH_S MOST_GRACE_S MOST_PREFLIGHT_S MOST_LINKS_S MOST_LINK_MB; do
+    [[ ! ${!name:-1} =~ ^0+([.]0+)?$ ]] || die "$name=${!name}: give more than 0, or leave it out of $cluster_env"
+done
+[[ ${MASTER_PORT:-29500} =~ ^[0-9]+$ ]] || die "MASTER_PORT=$MASTER_PORT: not a port; leave it out of $cluster_env, or give a number"
+[[ ${MOST_PREFLIGHT:-1} == [01] ]] || die "MOST_PREFLIGHT=$MOST_PREFLIGHT: give 1, or 0 to train without looking first, in $cluster_env"
 [[ ${MOST_GRACE_S:-60} != *.* ]] || die "MOST_GRACE_S=$MOST_GRACE_S: srun takes whole seconds; set it in $cluster_env"
 
 runs=${MOST_RUNS:-$root/runs}
@@ -89,6 +101,16 @@ case ${MOST_CONTAINER:-none} in
         ;;
     *) die "MOST_CONTAINER=$MOST_CONTAINER: not one of none, apptainer, pyxis" ;;
 esac
+if [ "${MOST_CONTAINER:-none}" != none ]; then # what it does not see, jobs would find out
+    for name in MOST_DATA MOST_RUNS MOST_BACKBONE; do
+        path=${!name:-} seen=0
+        [[ $path == /* ]] || continue
+        for bound in "$root" ${MOST_MOUNTS//,/ }; do
+            [[ $path/ != "${bound%%:*}"/* ]] || seen=1
+        done
+        ((seen)) || say "$name=$path lies in none of MOST_MOUNTS: a container sees it only if your site mounts it"
+    done
+fi
 read -r -a more_options <<< "${MOST_SRUN_OPTIONS:-}"
 
 job() { "${python[@]}" "$root/tools/job.py" "$@"; }
@@ -250,7 +272,7 @@ train() { # ARGS of the recipe
     trap on_usr1 USR1
     trap on_term TERM
     attempt=$(job begin --job "$job_id" --restart "$restart" --nodes "$nodelist" --ranks "$ranks" \
-        --running - -- "$@" < <(squeue -h -t R,CG -o %A 2>/dev/null))
+        --running - -- "$@" < <(squeue -h -t R,CG,PD -o %A 2>/dev/null))
     code=$?
     [ $code != 3 ] || exit 0
     [ $code = 0 ] || exit 2
@@ -332,7 +354,7 @@ check() { # SCRIPT SIZES AND WORDS: what a dry run refuses need not wait in a qu
     bash "$root/launch/$1" --dry-run "${@:2}" > /dev/null || die "$1 would be refused, see above; nothing was submitted"
 }
 
-of_place() { # OPTIONS: those of sbatch that say where a job runs and who pays go to the array `placed`
+of_place() { # OPTIONS: those of sbatch that say where a job runs, with what, and who pays go to the array `placed`
     local word takes=0
     placed=()
     for word in "$@"; do
@@ -341,10 +363,12 @@ of_place() { # OPTIONS: those of sbatch that say where a job runs and who pays g
             continue
         fi
         case $word in
-            --account | --clusters | --constraint | --partition | --qos | --reservation | -[ACMpq])
+            --account | --chdir | --clusters | --constraint | --export | --partition | --qos | --reservation | \
+                -[ACDMpq])
                 placed+=("$word") takes=1
                 ;;
-            --account=* | --clusters=* | --constraint=* | --partition=* | --qos=* | --reservation=* | -[ACMpq]?*)
+            --account=* | --chdir=* | --clusters=* | --constraint=* | --export=* | --partition=* | --qos=* | \
+                --reservation=* | -[ACDMpq]?*)
                 placed+=("$word")
                 ;;
         esac

@@ -20,6 +20,7 @@ while [ $# -gt 0 ]; do
     case $word in
         --) break ;;
         --dry-run) dry=1 ;;
+        --array | --array=* | -a*) die "--array: a run has one job at a time" ;;
         -N?*) options+=(--nodes="${word#-N}") ;;
         -N) options+=(--nodes="${1:-}") && shift ;;
         # What the chain waits for is for its first job: of two dependencies sbatch takes the last alone.
@@ -43,6 +44,24 @@ case " $stages " in
     *) [ $# = 0 ] || die "$* would go to the stage evaluate: set MOST_STAGES=\"$stages evaluate\"" ;;
 esac
 tasks=("$@")
+if [[ ${stages// /} != "${stages%% *}" ]]; then # of several stages one begins with what the other leaves
+    for word in --checkpoint.folder --checkpoint.start-from --name; do
+        ! given "$word" "${fields[@]}" ||
+            die "$word: would be for every phase, and what one leaves the next begins with; sbatch that phase by itself"
+    done
+fi
+case " $stages " in
+    *' stage1 stage2 '*)
+        ! given --config "${fields[@]}" ||
+            die "--config: would be both phases' recipe; MOST_STAGE1_RECIPE and MOST_STAGE2_RECIPE name each its own"
+        [ -z "${MOST_STAGE1:-}" ] || die "MOST_STAGE1=$MOST_STAGE1: this chain makes its own phase 1; unset it"
+        ;;
+esac
+case " $stages " in
+    *' stage2 evaluate '*)
+        [ -z "${MOST_MODEL:-}" ] || die "MOST_MODEL=$MOST_MODEL: this chain makes its own model; unset it"
+        ;;
+esac
 of_stage() { # STAGE: its script, the script's words, and the options of sbatch that are for it
     words=("${fields[@]}") own=("${options[@]}")
     case $1 in

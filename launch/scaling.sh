@@ -43,6 +43,7 @@ while [ $# -gt 0 ]; do
     case $word in
         --) break ;;
         --dry-run) dry=1 ;;
+        --nodes | --nodes=* | -N* | --array | --array=* | -a*) die "$word: is chosen here; leave it out" ;;
         *) options+=("$word") ;;
     esac
 done

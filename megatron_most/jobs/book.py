@@ -43,6 +43,11 @@ class Attempt:
         """It ended before training, because of a node."""
         return self.end is not None and self.end["action"] == "leave"
 
+    @property
+    def is_going_on(self) -> bool:
+        """Its job trains, or waits in the queue to do so again."""
+        return self.end is None or self.end["action"] in ("requeue", "leave")
+
 
 def newest_step(run: Path) -> int:
     """Of the checkpoints that are there by name; 0 without any."""
@@ -131,8 +136,10 @@ def count_fruitless(book: Sequence[Attempt], job: str, now: int) -> int:
     return count
 
 
-def count_turned_back(book: Sequence[Attempt], job: str) -> int:
-    return sum(attempt.is_turned_back for attempt in book if attempt.begin.get("job") == job)
+def count_turned_back(book: Sequence[Attempt], job: str, step: int) -> int:
+    """How often a job has left bad nodes behind since it got to this step: those of weeks of training do not add up."""
+    mine = (attempt for attempt in book if attempt.begin.get("job") == job and attempt.begin["step"] >= step)
+    return sum(attempt.is_turned_back for attempt in mine)
 
 
 def ask_to_stop(run: Path, attempt: Attempt, why: str) -> None:

@@ -90,8 +90,9 @@ def _begin(options: argparse.Namespace) -> int:
         return 3
     attempts = book.read_book(run)
     last = attempts[-1] if attempts else None
-    if last and last.end is None and last.begin["job"] in options.running.split() and last.begin["job"] != options.job:
-        raise MostError(f"{run}: job {last.begin['job']} trains here; wait for it, or scancel it")
+    if last and last.is_going_on and last.begin["job"] in options.running.split() and last.begin["job"] != options.job:
+        does = "trains here" if last.end is None else "is in the queue to go on here"
+        raise MostError(f"{run}: job {last.begin['job']} {does}; wait for it, or scancel it")
     step = book.newest_step(run)
     fruitless = book.count_fruitless(attempts, options.job, step)
     if fruitless >= MOST_FRUITLESS:
@@ -188,11 +189,11 @@ def _tell_verdict(run: Path, attempt: book.Attempt, nodes: list[str], verdict: V
             print(f"preflight: {node}: {fault}", file=sys.stderr)
     told = "; ".join(f"{node}: {faults[0]}" for node, faults in verdict.faults.items())
     book.require_newest(run, attempt)
-    turns = 1 + book.count_turned_back(book.read_book(run), attempt.begin["job"])
+    turns = 1 + book.count_turned_back(book.read_book(run), attempt.begin["job"], attempt.begin["step"])
     if set(verdict.bad) >= set(nodes):
         why = "no node is fit, so others would hardly be"
     elif turns > _TURNS:
-        why = f"this job has left bad nodes {_TURNS} times"
+        why = f"this job has left bad nodes {_TURNS} times since it last got on"
     else:
         book.end_attempt(attempt, {"action": "leave", "code": 75, "reason": told, "step": attempt.begin["step"]})
         print(f"leave {','.join(verdict.bad)}")

@@ -30,7 +30,7 @@ def ask_gpus(program: str) -> dict[str, Any]:
     """{"gpus": a table a GPU} or {"error": why not}. A GPU that fell off its bus can make the program hang."""
     command = [program, f"--query-gpu={','.join(FIELDS)}", "--format=csv,noheader,nounits"]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=_TIMEOUT_S)
+        done = subprocess.run(command, capture_output=True, text=True, errors="replace", timeout=_TIMEOUT_S)
     except subprocess.TimeoutExpired:
         return {"error": f"{program} gives no answer within {_TIMEOUT_S:g} s"}
     except OSError as error:
@@ -58,6 +58,8 @@ def find_faults(gpus: Sequence[Mapping[str, str]], wanted: int) -> list[str]:
     faults = []
     if len(gpus) < wanted:
         faults.append(f"{len(gpus)} GPUs are seen, {wanted} were granted")
+    if len({gpu["index"] for gpu in gpus}) < len(gpus):
+        faults.append(f"two GPUs of one number: {', '.join(gpu['index'] for gpu in gpus)}")
     if len({gpu["memory.total"] for gpu in gpus}) > 1:
         faults.append(f"its GPUs are not alike: {kinds_of(gpus)}")
     for gpu in gpus:
@@ -65,6 +67,8 @@ def find_faults(gpus: Sequence[Mapping[str, str]], wanted: int) -> list[str]:
         unclear = [
             field for field in (_ECC, _USED, _MEMORY) if gpu[field] not in _NO_ANSWER and _number(gpu[field]) is None
         ]
+        unclear += [field for field in ("name", "driver_version") if not gpu[field] or gpu[field].startswith("[")]
+        unclear += [] if gpu["index"].isdecimal() else ["index"]
         unclear += [field for field in _THROTTLES if gpu[field] not in (*_NO_ANSWER, "Active", "Not Active")]
         faults += [f"{name}: nvidia-smi answers {gpu[field]!r} to {field}" for field in unclear]
         if errors := _number(gpu[_ECC]):

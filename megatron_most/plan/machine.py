@@ -108,6 +108,10 @@ class Assumed:
     """Bytes a second of node memory for one GPU's share of an offloaded optimizer."""
     start_s: float = 300.0
     """From a job's start to its first step: containers, imports, reading a checkpoint."""
+    notice_s: float = 360.0
+    """How long before its time limit a job is asked to stop: 300 s by the launchers' --signal, and Slurm may be up to a
+    minute early.
+    """
     disk: float = 5e9
     """Bytes a second that all ranks together write to the file system."""
 

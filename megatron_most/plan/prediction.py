@@ -121,21 +121,23 @@ def cost_of(
     save = gathered + storage.checkpoint / plan.layout.world / machine.host
     write = storage.checkpoint / assumed.disk
     training = train.steps * found.step.total + saves * save
-    needed = 1
+    needed, usable = 1, 0.0
     if time_limit_s is not None:
         last = save + write  # a job that is asked to stop saves and waits until that is written
-        usable = time_limit_s - assumed.start_s - last
+        ending = max(last, assumed.notice_s)
+        usable = time_limit_s - assumed.start_s - ending
         if usable < found.step.total:
             raise ConfigError(
-                "--time-limit", _hours(time_limit_s), f"a job starts in {assumed.start_s:,.0f} s and saves in "
-                f"{last:,.0f} s, so no step of {found.step.total:,.1f} s fits", "ask for more time a job",
+                "--time-limit", _hours(time_limit_s), f"a job starts in {assumed.start_s:,.0f} s and stops "
+                f"{ending:,.0f} s before its end, so no step of {found.step.total:,.1f} s fits",
+                "ask for more time a job",
             )  # fmt: skip
         needed = ceil(training / usable)
     elif jobs is not None:
         raise ConfigError("--jobs", jobs, "says nothing without a time limit", "give --time-limit too")
     seconds = training + needed * (assumed.start_s + (save + write if needed > 1 else write))
     if jobs is not None and time_limit_s is not None and needed > jobs:
-        done = jobs * (time_limit_s - assumed.start_s - save - write) / training
+        done = jobs * usable / training
         raise ConfigError(
             "--jobs", jobs, f"{train.steps:,} steps of {found.step.total:,.2f} s take {needed:,} jobs of "
             f"{_hours(time_limit_s)}: {jobs:,} would reach step {int(done * train.steps):,}",

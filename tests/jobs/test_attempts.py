@@ -36,7 +36,8 @@ def test_an_attempt_that_was_turned_back_by_preflight_is_not_one_without_progres
         attempt = begin(tmp_path)
         book.end_attempt(attempt, {"action": "leave", "code": 75, "reason": "n2: no GPU", "step": 0})
     assert book.count_fruitless(book.read_book(tmp_path), "7", now=0) == 0
-    assert book.count_turned_back(book.read_book(tmp_path), "7") == 3
+    assert book.count_turned_back(book.read_book(tmp_path), "7", 0) == 3
+    assert book.count_turned_back(book.read_book(tmp_path), "7", 4) == 0, "it has got on since"
 
 
 def test_an_older_attempt_may_not_say_done(tmp_path: Path) -> None:

@@ -97,7 +97,9 @@ def test_bad_nodes_are_left_three_times_and_then_the_job_ends(run: Run) -> None:
     for _ in range(3):
         assert run.preflight(run.begin(), now("n1"), now("n3")) == "leave n2"
     last = run.begin()
-    with pytest.raises(MostError, match="this job has left bad nodes 3 times; n2: it did not answer"):
+    with pytest.raises(
+        MostError, match="this job has left bad nodes 3 times since it last got on; n2: it did not answer"
+    ):
         run.preflight(last, now("n1"), now("n3"))
     assert json.loads((Path(last) / "end.json").read_text())["action"] == "stop"
 
@@ -122,6 +124,20 @@ def test_a_run_that_another_job_trains_is_refused(run: Run) -> None:
     with pytest.raises(MostError, match="job 7 trains here; wait for it, or scancel it"):
         run.begin(job="8", running="7 8")
     assert run.begin(job="8", running="8"), "job 7 is gone"
+
+
+def test_a_run_that_another_job_waits_to_go_on_with_is_refused(run: Run) -> None:
+    """Else the one that comes back finds it taken, fails, and takes its dependants with it."""
+    assert run.end(run.begin(job="7", running="7"), {0: 75}, 0, "--asked") == "requeue 75"
+    with pytest.raises(MostError, match="job 7 is in the queue to go on here; wait for it, or scancel it"):
+        run.begin(job="8", running="7 8")
+    assert run.begin(job="7", running="7 8")
+
+
+def test_bad_nodes_of_weeks_of_training_do_not_add_up(run: Run) -> None:
+    for step in range(5):
+        assert run.preflight(run.begin(), now("n1"), now("n3")).startswith("leave n2")
+        run.save(step + 1)
 
 
 def test_what_does_not_fit_leaves_no_trace(run: Run) -> None:

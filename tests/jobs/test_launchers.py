@@ -239,6 +239,7 @@ def test_ranks_run_in_a_container_by_configuration(place: Path, kind: str, words
     root = str(place / "clone")
     assert set(word.replace("ROOT", root) for word in words) <= set(ranks)
     assert ("the layout was not checked" in done.stderr) == (kind == "pyxis"), "srun would want an allocation"
+    assert f"MOST_DATA={place}/sets lies in none of MOST_MOUNTS" in done.stderr
     missing = launch(place, "stage1_asr_tts.sh", "--dry-run", *TINY, **{**env, "MOST_IMAGE": ""})
     assert missing.returncode == 2 and "MOST_IMAGE is not set" in missing.stderr
 
@@ -290,6 +291,9 @@ def test_shards_become_an_array_and_a_merge_behind_it(place: Path, queue: tuple[
     dry = launch(place, "prepare_data.sh", "submit", "64", "--dry-run", *words, PATH=queue[1])
     assert len(calls(queue[0])) == 2, "nothing more was submitted"
     assert [line[1:] for line in commands(dry)] == [array, [*merge[:1], "--dependency=afterok:JOB1", *merge[2:]]]
+    place_of = ["--chdir=/scratch", "-D", "/scratch", "--export=ALL,MOST_X=1", "--time=1:00:00"]
+    dry = launch(place, "prepare_data.sh", "submit", "64", "--dry-run", *place_of, *words, PATH=queue[1])
+    assert commands(dry)[1][4:9] == [*place_of[:4], "--partition=cpu"], "relative paths and settings are the array's"
     nowhere = launch(place, "prepare_data.sh", "submit", "64", "--", "build", "--task", "asr", PATH=queue[1])
     assert nowhere.returncode == 2 and "no --out among the words of build" in nowhere.stderr
     wrong = launch(place, "prepare_data.sh", "submit", "64", "--", "stats")
@@ -339,6 +343,65 @@ def test_what_would_be_refused_hours_later_is_not_submitted(
     assert not queue[0].exists()
 
 
+CHAIN = {"MOST_STAGES": "stage1 stage2 evaluate"}
+TASKS = ["--", "nll", "--dataset", "/d"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "words", "said"),
+    [
+        ({}, ["--", "--checkpoint.folder", "/one"], "--checkpoint.folder: would be for every phase"),
+        ({}, ["--", "--checkpoint.start-from=/bb"], "--checkpoint.start-from: would be for every phase"),
+        (CHAIN, ["--", "--name", "foo", *TASKS], "--name: would be for every phase"),
+        ({}, ["--", "--config", "stage1-tiny"], "--config: would be both phases' recipe"),
+        ({"MOST_STAGE1": "/tmp/old"}, [], "MOST_STAGE1=/tmp/old: this chain makes its own phase 1"),
+        ({**CHAIN, "MOST_MODEL": "/m"}, ["--", "--device", "cpu", *TASKS], "MOST_MODEL=/m: this chain makes its own"),
+        ({}, ["--array=0-3"], "--array: a run has one job at a time"),
+    ],
+)
+def test_a_chain_whose_phases_would_miss_each_other_is_not_submitted(
+    place: Path, queue: tuple[Path, str], changes: dict[str, str], words: list[str], said: str
+) -> None:
+    done = launch(place, "pipeline.sh", *words, **usual(place, PATH=queue[1], **changes))
+    assert done.returncode == 2 and said in done.stderr and not queue[0].exists(), done.stderr
+
+
+@pytest.mark.parametrize("script", ["stage1_asr_tts.sh", "stage2_instruct.sh"])
+def test_a_phase_asks_slurm_for_what_its_life_rests_on(script: str) -> None:
+    """A cluster may have JobRequeue=0 and share its nodes. The drills of tests/slurm rest on the first two."""
+    asked = [line for line in (ROOT / "launch" / script).read_text().splitlines() if line.startswith("#SBATCH")]
+    for word in ("--requeue", "--signal=B:USR1@300", "--exclusive", "--mem=0"):
+        assert any(line.split()[1] == word for line in asked), word
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("root=/scratch/me", "sets root=/scratch/me: the launchers call their clone so; take another name"),
+        ("[ -d /no/such/folder ] || exit", "ends whoever reads it: it calls exit"),
+        ("exit 0", "ends whoever reads it: it calls exit"),
+        ("MOST_GRACE_S=0", "MOST_GRACE_S=0: give more than 0"),
+        ("MOST_WATCH_S=0.0", "MOST_WATCH_S=0.0: give more than 0"),
+        ("MOST_PREFLIGHT_S=0", "MOST_PREFLIGHT_S=0: give more than 0"),
+        ("MASTER_PORT=abc", "MASTER_PORT=abc: not a port"),
+        ("MOST_PREFLIGHT=no", "MOST_PREFLIGHT=no: give 1, or 0"),
+    ],
+)
+def test_settings_that_would_harm_later_are_refused_at_once(place: Path, line: str, said: str) -> None:
+    (place / "their.env").write_text("".join(f"{n}={shlex.quote(v)}\n" for n, v in usual(place).items()) + line + "\n")
+    command = ["bash", str(place / "clone" / "launch" / "stage1_asr_tts.sh"), "--dry-run", *TINY]
+    env = {**os.environ, "MOST_CLUSTER_ENV": str(place / "their.env")}
+    done = subprocess.run(command, capture_output=True, text=True, env=env)
+    assert done.returncode == 2 and said in done.stderr and str(place / "their.env") in done.stderr + said, done.stderr
+
+
+def test_a_separator_that_is_left_behind_does_no_harm(place: Path) -> None:
+    (place / "their.env").write_text("".join(f"{n}={shlex.quote(v)}\n" for n, v in usual(place).items()) + "IFS=:\n")
+    command = ["bash", str(place / "clone" / "launch" / "stage1_asr_tts.sh"), "--dry-run", *TINY]
+    env = {**os.environ, "MOST_CLUSTER_ENV": str(place / "their.env")}
+    assert commands(subprocess.run(command, capture_output=True, text=True, env=env))
+
+
 def test_an_evaluation_is_a_process_a_gpu_of_the_model_of_phase_2(place: Path) -> None:
     runs = f"{place}/runs"
     [ranks] = commands(launch(place, "evaluate.sh", "--dry-run", "nll", "--dataset", f"{place}/sets/asr/train",
@@ -380,6 +443,8 @@ def test_scaling_is_a_run_for_each_number_of_nodes_and_a_report_behind_all(
         (["submit", "2"], "two numbers of nodes at least"),
         (["1", "2"], "usage: scaling.sh submit"),
         (["submit", "1", "2", "--", "--checkpoint.folder", "/x"], "--checkpoint.folder: is chosen here"),
+        (["submit", "1", "2", "--nodes=4"], "--nodes=4: is chosen here"),
+        (["submit", "1", "2", "-a0-3"], "-a0-3: is chosen here"),
     ):
         refused = launch(place, "scaling.sh", *wrong, **env)
         assert refused.returncode == 2 and said in refused.stderr

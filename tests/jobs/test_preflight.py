@@ -34,11 +34,15 @@ def said(rows: list[dict[str, str]]) -> str:
     return "cat <<'END'\n" + "\n".join(", ".join(row.values()) for row in rows) + "\nEND"
 
 
+def many(count: int, **changes: str) -> list[dict[str, str]]:
+    return [{**GOOD, **changes, "index": str(number)} for number in range(count)]
+
+
 def node(name: str, **changes: Any) -> dict[str, Any]:
     facts = {
         "node": name, "at": 100.0, "code": "c0de", "python": "3.12.1", "packages": {"torch": "2.13.0", "numpy": "2.1"},
         "data": {"/data/asr": "abc"}, "checkpoint": "none", "writes": "", "port": 29500,
-        "free": {"run": 10**12, "temporary": 10**12, "shm": 10**12}, "gpus": {"gpus": [dict(GOOD)] * 8},
+        "free": {"run": 10**12, "temporary": 10**12, "shm": 10**12}, "gpus": {"gpus": many(8)},
         "granted": 0,
     }  # fmt: skip
     return {**copy.deepcopy(facts), **changes}
@@ -68,10 +72,10 @@ def test_nodes_that_agree_and_want_nothing_are_fit() -> None:
         ({"at": 60.0}, "its clock is off by at least 39 s"),
         ({"free": {"run": 10**9, "temporary": 10**12, "shm": 10**12}}, "1 GB are free where the run is kept, 5 are"),
         ({"free": {"run": 10**12, "temporary": 0, "shm": 10**12}}, "0 GB are free for temporary files"),
-        ({"gpus": {"gpus": [GOOD] * 7}}, "7 GPUs are seen, 8 were granted"),
-        ({"gpus": {"gpus": [GOOD] * 3}, "granted": 4}, "3 GPUs are seen, 4 were granted"),
+        ({"gpus": {"gpus": many(7)}}, "7 GPUs are seen, 8 were granted"),
+        ({"gpus": {"gpus": many(3)}, "granted": 4}, "3 GPUs are seen, 4 were granted"),
         ({"gpus": {"error": "nvidia-smi does not run"}}, "nvidia-smi does not run"),
-        ({"gpus": {"gpus": [{**GOOD, "driver_version": "550.1"}] * 8}}, "GPUs is another than on most nodes"),
+        ({"gpus": {"gpus": many(8, driver_version="550.1")}}, "GPUs is another than on most nodes"),
     ],
 )
 def test_the_node_that_differs_is_named_and_no_other(changes: dict[str, Any], words: str) -> None:
@@ -82,7 +86,7 @@ def test_the_node_that_differs_is_named_and_no_other(changes: dict[str, Any], wo
 
 
 def test_a_step_may_have_fewer_gpus_than_an_exclusive_job() -> None:
-    assert not judge([node(name, granted=4, gpus={"gpus": [dict(GOOD)] * 4}) for name in NODES], demands()).faults
+    assert not judge([node(name, granted=4, gpus={"gpus": many(4)}) for name in NODES], demands()).faults
 
 
 def test_a_node_that_says_nothing_is_bad() -> None:
@@ -111,6 +115,9 @@ def test_what_no_node_has_is_the_fault_of_all() -> None:
         ({"clocks_throttle_reasons.hw_slowdown": "[GPU requires reset]"}, "answers '[GPU requires reset]' to clocks"),
         ({"memory.used": "[GPU is lost]"}, "answers '[GPU is lost]' to memory.used"),
         ({"memory.total": "40960"}, "its GPUs are not alike"),
+        ({"index": "1"}, "two GPUs of one number: 1, 1"),
+        ({"index": "[Unknown Error]"}, "answers '[Unknown Error]' to index"),
+        ({"name": "[GPU is lost]"}, "answers '[GPU is lost]' to name"),
     ],
 )
 def test_a_sick_gpu_is_told_from_what_nvidia_smi_prints(tmp_path: Path, change: dict[str, str], words: str) -> None:
@@ -141,6 +148,10 @@ def test_gpus_of_other_jobs_on_a_shared_node_are_not_looked_at(tmp_path: Path, m
 def test_a_gpu_that_counts_no_memory_errors_is_not_sick(tmp_path: Path) -> None:
     answer = ask_gpus(program(tmp_path, said([{**GOOD, "ecc.errors.uncorrected.volatile.total": "[N/A]"}])))
     assert find_faults(answer["gpus"], wanted=1) == []
+
+
+def test_an_nvidia_smi_that_writes_no_utf_8_is_told_of(tmp_path: Path) -> None:
+    assert "ended with 0" in ask_gpus(program(tmp_path, "printf '\\377\\376'"))["error"]
 
 
 def test_an_nvidia_smi_that_fails_or_knows_no_such_field_is_an_error(tmp_path: Path) -> None:

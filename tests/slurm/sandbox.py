@@ -229,7 +229,7 @@ class Sandbox:
             "SchedulerType=sched/backfill",
             "SchedulerParameters=bf_interval=2,sched_interval=5,sched_min_interval=0,batch_sched_delay=0",
             "SlurmdParameters=config_overrides", f"SlurmdTimeout={NODE_TIMEOUT_S}", "TCPTimeout=2", "MessageTimeout=5",
-            "KillWait=30", "ReturnToService=2", "JobRequeue=1", "AccountingStorageType=accounting_storage/none",
+            "KillWait=30", "ReturnToService=2", "JobRequeue=0", "AccountingStorageType=accounting_storage/none",
             # Large numbers as on a cluster in use, others at each start: files named by them are never mixed up.
             # Nor are processes of two sandboxes that run beside each other.
             f"FirstJobId={1000 * random.SystemRandom().randrange(1000, 60_000)}",

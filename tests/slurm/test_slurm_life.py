@@ -110,7 +110,8 @@ def test_an_older_attempt_that_has_taken_its_last_step_says_no_done(bench: Bench
     harm.kill(script, signal.SIGSTOP)
     bench.await_saved(2 * EVERY)
     bench.box.wait(lambda: not harm.processes_of(job, "tools/train.py"), 60, "the end of the ranks")
-    assert (bench.attempt(1) / "codes" / "0.0").exists() and not (bench.run / "DONE").exists()
+    bench.box.wait((bench.attempt(1) / "codes" / "0.0").exists, 60, "the code they ended with")
+    assert not (bench.run / "DONE").exists()
     harm.cut(bench.box, node)
     bench.await_attempt(2)
     harm.kill(script, signal.SIGCONT)
@@ -123,9 +124,8 @@ def test_an_older_attempt_that_has_taken_its_last_step_says_no_done(bench: Bench
 
 
 def test_slurm_itself_signals_a_phase_before_its_time_is_over(bench: Bench) -> None:
-    """At a minute before the end, or up to a minute earlier, as sbatch has it."""
-    wanted = ("--time=3", "--signal=B:USR1@60")
-    bench.submit("--nodes=1", "--ntasks-per-node=2", *wanted, steps=100_000, fields=("--checkpoint.every", "50"))
+    """As the launcher's own #SBATCH line has it: five minutes before the end, or up to a minute earlier."""
+    bench.submit("--nodes=1", "--ntasks-per-node=2", "--time=7", steps=100_000, fields=("--checkpoint.every", "50"))
     bench.box.wait((bench.attempt(1) / "end.json").exists, 200, "the attempt's end")
     assert bench.end(1)["action"] == "requeue" and "the time limit is near" in bench.end(1)["reason"]
     assert bench.end(1)["at"] - bench.begin(1)["at"] < 180
