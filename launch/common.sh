@@ -60,8 +60,10 @@ done
 for name in MOST_WATCH_S MOST_GRACE_S MOST_PREFLIGHT_S MOST_LINKS_S MOST_LINK_MB; do
     [[ ! ${!name:-1} =~ ^0+([.]0+)?$ ]] || die "$name=${!name}: give more than 0, or leave it out of $cluster_env"
 done
-[[ ${MASTER_PORT:-29500} =~ ^[0-9]+$ ]] || die "MASTER_PORT=$MASTER_PORT: not a port; leave it out of $cluster_env, or give a number"
-[[ ${MOST_PREFLIGHT:-1} == [01] ]] || die "MOST_PREFLIGHT=$MOST_PREFLIGHT: give 1, or 0 to train without looking first, in $cluster_env"
+[[ ${MASTER_PORT:-29500} =~ ^[0-9]+$ ]] ||
+    die "MASTER_PORT=$MASTER_PORT: not a port; leave it out of $cluster_env, or give a number"
+[[ ${MOST_PREFLIGHT:-1} == [01] ]] ||
+    die "MOST_PREFLIGHT=$MOST_PREFLIGHT: give 1, or 0 to train without looking first, in $cluster_env"
 [[ ${MOST_GRACE_S:-60} != *.* ]] || die "MOST_GRACE_S=$MOST_GRACE_S: srun takes whole seconds; set it in $cluster_env"
 
 runs=${MOST_RUNS:-$root/runs}
@@ -354,7 +356,7 @@ check() { # SCRIPT SIZES AND WORDS: what a dry run refuses need not wait in a qu
     bash "$root/launch/$1" --dry-run "${@:2}" > /dev/null || die "$1 would be refused, see above; nothing was submitted"
 }
 
-of_place() { # OPTIONS: those of sbatch that say where a job runs, with what, and who pays go to the array `placed`
+of_place() { # OPTIONS: those of sbatch that say where a job runs, in what, and who pays go to the array `placed`
     local word takes=0
     placed=()
     for word in "$@"; do
