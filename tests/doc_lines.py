@@ -15,7 +15,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
-SHELLS = ("sh", "bash", "")
+SHELLS = ("sh", "bash", "shell", "console", "")
 HERE, SMALL, READ = "here", "small", "read"
 INSTALLS, FETCHES = "installs packages, as root", "downloads"
 SERVER = "a language model that is served beside it; the test has a server of its own"

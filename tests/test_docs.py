@@ -113,7 +113,8 @@ def test_an_export_answers_in_plain_transformers_as_the_readme_says(trained: Pat
         [sys.executable, "-c", code], cwd=trained, env=env, capture_output=True, text=True, timeout=280
     )
     assert answered.returncode == 0, answered.stderr[-3000:]
-    assert "two red cats" in answered.stdout and len(answered.stdout) > len("two red cats sleep who") + 1
+    asked = "two red cats sleep how many"
+    assert asked in answered.stdout and len(answered.stdout) > len(asked) + 1
 
 
 def test_every_guide_is_in_the_index() -> None:

@@ -32,7 +32,7 @@ from corpus import Corpus, write_corpus  # noqa: E402
 from domain import PHRASES, sentences, words  # noqa: E402
 from figures import players, summarise  # noqa: E402
 from recipes import write_recipes  # noqa: E402
-from steps import Steps  # noqa: E402
+from steps import Steps, require_room  # noqa: E402
 
 needs_flite = pytest.mark.skipif(shutil.which("flite") is None, reason="no flite here: sudo apt install flite")
 
@@ -115,6 +115,10 @@ def test_a_finished_step_is_not_done_again_and_a_failed_one_is(
     again.own("second", {}, "", lambda: done.append("second"))
     assert done == ["first", "second"] and set(again.seconds) == {"first", "second"}
     assert "[1/2] first: done before" in capfd.readouterr().out
+    Steps(tmp_path, 2).own("first", {"of": 1}, "", lambda: done.append("anew"), leaves=tmp_path / "gone")
+    (tmp_path / "steps" / "second.json").write_text("")
+    Steps(tmp_path, 2).own("second", {}, "", lambda: done.append("torn"))
+    assert done[2:] == ["anew", "torn"], "what a step has left is looked for, and a torn mark is none"
     with pytest.raises(DataError, match=f"first was made by another command or other settings; remove {tmp_path}"):
         Steps(tmp_path, 2).own("first", {"of": 2}, "words", fail)
 
@@ -145,6 +149,23 @@ def test_a_figure_that_is_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "evaluation").mkdir()
     with pytest.raises(DataError, match="'asr/animals/test' is not there"):
         summarise(tmp_path, {}, "ci")
+
+
+def test_a_result_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    (tmp_path / "evaluation/heard/asr").mkdir(parents=True)
+    (tmp_path / "evaluation/heard/asr/result.json").write_text('{"task": "as')
+    with pytest.raises(DataError, match=r"asr/result.json: no result .*; remove .*/evaluation/heard, and run the same"):
+        summarise(tmp_path, {}, "ci")
+
+
+def test_a_demo_that_is_all_but_done_wants_little_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr("shutil.disk_usage", lambda path: usage._replace(free=500_000_000))
+    with pytest.raises(DataError, match="0.5 GB free, and the demo wants 1;"):
+        require_room(tmp_path)
+    with open(tmp_path / "made", "wb") as file:
+        file.truncate(800_000_000)
+    require_room(tmp_path)
 
 
 def test_players_say_what_is_heard(tmp_path: Path) -> None:
@@ -207,32 +228,36 @@ def test_the_whole_demo_runs_in_small_and_again_does_nothing(unbroken: tuple[Pat
     told, _ = again.communicate(timeout=100)
     assert again.returncode == 0 and told.count("done before") == demo.NUM_STEPS
     assert json.loads((out / "summary.json").read_text()) == summary
+    for gone in ("report.html", "routing.json", "export", "evaluation/heard"):
+        shutil.rmtree(out / gone) if (out / gone).is_dir() else (out / gone).unlink()
+    (out / "steps" / "listen.json").write_text("{}")
+    again = start(out)
+    told, _ = again.communicate(timeout=300)
+    assert again.returncode == 0 and told.count("is gone, so it is made again") == 4, told[-3000:]
+    assert (out / "report.html").exists() and told.count("done before") == demo.NUM_STEPS - 5
     recipe = (out / "phase1.toml").read_text()
     longer = start(out, "--steps", "9", "2")
     told, _ = longer.communicate(timeout=100)
     assert longer.returncode == 2 and "recipes was made by another command or other settings" in told
     assert (out / "phase1.toml").read_text() == recipe, "of the run that is there"
+    none = start(out, "--steps", "-5", "2")
+    told, _ = none.communicate(timeout=100)
+    assert none.returncode == 2 and "--steps -5 2: at least one of each phase" in told
 
 
 @pytest.mark.slow
 @needs_flite
 def test_killed_again_and_again_it_comes_to_the_same_figures(unbroken: tuple[Path, str], tmp_path: Path) -> None:
     out, draw = tmp_path / "quickstart", random.Random(1)
-    at = {
-        1,
-        8,
-        11,
-        26,
-        *draw.sample(range(2, demo.NUM_STEPS), 4),
-        29,
-        30,
-        31,
-    }  # speech, fits, import, training, and others
-    for number in sorted(at):
+    names = re.findall(rf"^\[\d+/{demo.NUM_STEPS}\] ([\w-]+)$", unbroken[1], re.M)
+    at = {"speech", "fit-codec", "units-train", "import", "recipes", "phase1", "phase2", "evaluate", "evaluate-tts"}
+    assert at < set(names) and len(names) == demo.NUM_STEPS
+    at |= set(draw.sample(sorted(set(names) - at), 2))
+    for name in (name for name in names if name in at):
         with start(out) as process:
             assert process.stdout is not None
             for line in process.stdout:
-                if line.startswith(f"[{number}/"):
+                if line.endswith(f"] {name}\n"):
                     time.sleep(draw.uniform(0, 8))
                     os.killpg(process.pid, signal.SIGKILL)
                     break

@@ -59,7 +59,10 @@ def main() -> None:
     parser.add_argument("--scale", choices=SCALES, default="full", help="ci: to see that every step runs")
     parser.add_argument("--steps", type=int, nargs=2, metavar=("PHASE1", "PHASE2"), help="longer training, or shorter")
     args = parser.parse_args()
-    speech.require_flite()
+    if args.steps and min(args.steps) < 1:
+        parser.error(f"--steps {args.steps[0]} {args.steps[1]}: at least one of each phase")
+    if not (args.out / "steps" / "speech.json").exists() or not (args.out / "corpus").exists():
+        speech.require_flite()
     require_room(args.out)
     scale = SCALES[args.scale]
     if args.steps:
@@ -80,7 +83,13 @@ def prepare(steps: Steps, out: Path, scale: Scale) -> None:
     """Sentences -> speech -> manifests -> codec, tokenizer -> units -> datasets, and a voice for the units."""
     corpus, sets = out / "corpus", out / "manifests"
     facts = {"corpus": scale.corpus, "voices": [*speech.VOICES, speech.UNSEEN], "own": speech.OWN}
-    steps.own("speech", facts, "sentences about animals, spoken by flite", lambda: write_corpus(corpus, scale.corpus))
+    steps.own(
+        "speech",
+        facts,
+        "sentences about animals, spoken by flite",
+        lambda: write_corpus(corpus, scale.corpus),
+        corpus / "questions.jsonl",
+    )
     about = ["--licence", "CC0-1.0", "--source", "examples/quickstart", "--language", "en"]
     listed: list[object]
     for name in SPOKEN:
@@ -137,9 +146,10 @@ def train(steps: Steps, out: Path, scale: Scale) -> None:
     groups = ["--groups", "text: 0-3", "audio: 4-7", "--token-map", tokenizer / "token_map.json"]
     steps.command("import", CONVERT, "import", "--source", hf, *groups, "--out", base, makes=base)
     steps.own("recipes", {"steps": scale.steps}, "a recipe for each phase",
-              lambda: write_recipes(out, scale.steps, RECIPE, RANKS))  # fmt: skip
+              lambda: write_recipes(out, scale.steps, RECIPE, RANKS), out / "phase2.toml")  # fmt: skip
     for phase in ("phase1", "phase2"):
-        steps.command(phase, "tools/train.py", "--config", out / f"{phase}.toml", ranks=RANKS)
+        leaves = out / "runs" / phase / "checkpoints"
+        steps.command(phase, "tools/train.py", "--config", out / f"{phase}.toml", leaves=leaves, ranks=RANKS)
 
 
 def evaluate(steps: Steps, out: Path, scale: Scale) -> None:
@@ -169,10 +179,11 @@ def use(steps: Steps, out: Path) -> None:
     heard = ["--codec", out / "codec", "--audio", sound, "--task", "asr"]
     steps.command("listen", "tools/generate.py", *common, *heard)
     ours = ["--model", out / "runs" / "phase2", "--tokenizer", out / "tokenizer", *common[2:]]
-    steps.command("routing", "tools/generate.py", *ours, *heard, "--routing", out / "routing.json")
+    routing = out / "routing.json"
+    steps.command("routing", "tools/generate.py", *ours, *heard, "--routing", routing, leaves=routing)
     sounds = [f"{label}={path}" for label, path in players(out).items()]
     runs = [out / "runs" / phase for phase in ("phase1", "phase2")]
-    beside = ["--evaluation", out / "evaluation", "--sound", *sounds, "--routing", out / "routing.json"]
+    beside = ["--evaluation", out / "evaluation", "--sound", *sounds, "--routing", routing]
     beside += ["--ablation", ABLATION] if ABLATION.exists() else []
     steps.command("report", "tools/report.py", *runs, *beside, "--out", out / "report.html")
 

@@ -29,7 +29,7 @@ _SAID = {
     "judge_wer_shuffled": "the judge on shuffled units",
     "qa_exact": "spoken questions answered rightly",
     "choice_accuracy": "right order of spoken words preferred",
-    "text_nll": "nats a token of text never met",
+    "text_nll": "nats a token of text held out of its task",
 }
 
 
@@ -50,8 +50,12 @@ def summarise(out: Path, seconds: Mapping[str, float], scale: str) -> dict[str, 
     """Every figure of the table, and what it rests on."""
     found = {}
     for path in sorted((out / "evaluation").rglob("result.json")):
-        result = json.loads(path.read_text(encoding="utf-8"))
-        found[result["task"]] = result
+        try:
+            result = json.loads(path.read_text(encoding="utf-8"))
+            found[result["task"]] = result
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
+            remedy = f"remove {path.parent.parent}, and run the same command again"
+            raise DataError(f"{path}: no result of an evaluation ({error!r:.100}); {remedy}") from error
     try:
         summary = {name: _rate(found[f"asr/animals/{part}"], "wer") for part, name in _WER.items()}
         sides = found["tts/animals/own-test"]["parts"]["wer"]

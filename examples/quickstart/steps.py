@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from megatron_most.errors import DataError
 from megatron_most.runtime import end_with_parent, write_atomically
@@ -24,15 +25,18 @@ RANKS = min(2, os.cpu_count() or 1)
 """Processes that train: on a model so small one with two threads is no faster than with one."""
 ROOM_GB = 1.0
 """More than the demo takes, its checkpoints included."""
+LEAST_GB = 0.1
+"""For a demo that is all but done."""
 
 
 def require_room(out: Path) -> None:
     """Before anything is made: a disk that fills up in the middle costs the step it was in."""
     there = next(folder for folder in (out.absolute(), *out.absolute().parents) if folder.exists())
-    free = shutil.disk_usage(there).free / 1e9
-    if free < ROOM_GB:
+    taken = sum(path.lstat().st_size for path in out.rglob("*")) / 1e9  # what was made before needs no room any more
+    free, wanted = shutil.disk_usage(there).free / 1e9, max(ROOM_GB - taken, LEAST_GB)
+    if free < wanted:
         raise DataError(
-            f"{there}: {free:.1f} GB free, and the demo wants {ROOM_GB:g}; make room, or give another --out"
+            f"{there}: {free:.1f} GB free, and the demo wants {wanted:.1g}; make room, or give another --out"
         )
 
 
@@ -45,12 +49,16 @@ class Steps:
         self._folder.mkdir(parents=True, exist_ok=True)
 
     def command(
-        self, name: str, program: str, *words: object, makes: Path | None = None, ranks: int | None = None
-    ) -> None:
+        self, name: str, program: str, *words: object, makes: Path | None = None, leaves: Path | None = None,
+        ranks: int | None = None,
+    ) -> None:  # fmt: skip
         """Run `program` (below the clone) with `words`. `makes`: what appears whole, and is refused where it is.
+        `leaves`: what it leaves behind, else what follows --out: done is a step only as long as that is there.
         `ranks`: as so many processes.
         """
         said = [program, *(str(word) for word in words)]
+        if leaves is None and "--out" in said:
+            leaves = Path(said[said.index("--out") + 1])
         run_by, shown = [sys.executable], ""
         if ranks is not None:
             torchrun = ["--standalone", "--nproc-per-node", str(ranks)]
@@ -69,17 +77,31 @@ class Steps:
             if code:
                 raise DataError(f"{name}: {program} ended with code {code}; see above. The same command goes on here")
 
-        self._step(name, said, f"$ {shown}{shlex.join(said)}", run)
+        self._step(name, said, f"$ {shown}{shlex.join(said)}", run, leaves)
 
-    def own(self, name: str, facts: dict[str, object], words: str, run: Callable[[], None]) -> None:
+    def own(
+        self, name: str, facts: dict[str, object], words: str, run: Callable[[], None], leaves: Path | None = None
+    ) -> None:
         """Something that the demo does itself."""
-        self._step(name, [json.dumps(facts, sort_keys=True, default=str)], words, run)
+        self._step(name, [json.dumps(facts, sort_keys=True, default=str)], words, run, leaves)
 
-    def _step(self, name: str, said: list[str], words: str, run: Callable[[], None]) -> None:
+    def _mark(self, name: str) -> dict[str, Any] | None:
+        """What was written down of a step; None where it was not done, or nobody can read it any more."""
+        try:
+            made = json.loads((self._folder / f"{name}.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return None
+        whole = isinstance(made, dict) and isinstance(made.get("command"), list)
+        return made if whole and isinstance(made.get("seconds"), int | float) else None
+
+    def _step(self, name: str, said: list[str], words: str, run: Callable[[], None], leaves: Path | None) -> None:
         self._number += 1
         head, mark = f"[{self._number}/{self._total}] {name}", self._folder / f"{name}.json"
-        if mark.exists():
-            made = json.loads(mark.read_text(encoding="utf-8"))
+        made = self._mark(name)
+        if made is not None and leaves is not None and not leaves.exists():
+            print(f"{head}: {leaves} is gone, so it is made again", flush=True)
+            made = None
+        if made is not None:
             if made["command"] != said:
                 raise DataError(
                     f"{mark}: {name} was made by another command or other settings; remove {self._folder.parent}, or "
