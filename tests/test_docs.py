@@ -7,6 +7,8 @@ given to its program's own command line: what has rotted is found in lines that 
 
 from __future__ import annotations
 
+import ast
+import importlib
 import os
 import re
 import shlex
@@ -20,7 +22,7 @@ import pytest
 
 from megatron_most.config import Facts, build, count_parameters, load_recipe, recipe_names
 from megatron_most.vocab import llama_token_map
-from tests.doc_lines import CLAIMS, HERE, LINES, PAGES, READ, ROOT, SMALL, Line, lines_of, taken
+from tests.doc_lines import CLAIMS, HERE, LINES, PAGES, READ, ROOT, SHELLS, SMALL, Line, lines_of, taken
 from tests.doc_words import PYTHON, TORCHRUN, Command, all_commands, commands_of, of_make, read_all, smaller
 from tests.hf_models import llama
 from tests.phases import make_blend
@@ -115,6 +117,29 @@ def test_an_export_answers_in_plain_transformers_as_the_readme_says(trained: Pat
     assert answered.returncode == 0, answered.stderr[-3000:]
     asked = "two red cats sleep how many"
     assert asked in answered.stdout and len(answered.stdout) > len(asked) + 1
+
+
+def test_nothing_on_a_page_is_out_of_sight_of_these_tests() -> None:
+    """Pages elsewhere, blocks of other languages and indented commands would be read by nobody."""
+    listed = subprocess.run(["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True).stdout.split()
+    assert {ROOT / name for name in listed} <= set(PAGES)
+    for page in PAGES:
+        text = page.read_text(encoding="utf-8")
+        assert set(re.findall(r"^```(\w*)$", text, re.M)) <= {*SHELLS, "toml", "python", "json", "text"}, page.name
+        prose = re.sub(r"^```.*?^```", "", text, flags=re.S | re.M)
+        assert not re.findall(r"^(?:    |\t)(?:\$ )?(?:\.venv/bin|tools/|bash |sbatch |make |python)", prose, re.M)
+
+
+def test_names_that_python_on_the_pages_takes_are_there() -> None:
+    found = 0
+    for page in PAGES:
+        for code in re.findall(r"^```python\n(.*?)^```", page.read_text(encoding="utf-8"), re.S | re.M):
+            for node in ast.walk(ast.parse(code)):
+                if isinstance(node, ast.ImportFrom) and str(node.module).startswith("megatron_most"):
+                    module = importlib.import_module(str(node.module))
+                    assert not [one.name for one in node.names if not hasattr(module, one.name)], (page.name, code)
+                    found += 1
+    assert found >= 3
 
 
 def test_every_guide_is_in_the_index() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import sys
 from pathlib import Path
 
@@ -25,7 +26,8 @@ EXAMPLES = ROOT / "examples"
 def test_three_groups_learn_and_stay_apart(tmp_path: Path) -> None:
     [command] = commands_by("test_examples.py::test_three_groups_learn_and_stay_apart", tmp_path)
     _, music, *words = command.words
-    assert len((ROOT / music).read_text(encoding="utf-8").splitlines()) < 60
+    both = [ROOT / music, (ROOT / music).with_suffix(".toml")]
+    assert sum(len(path.read_text(encoding="utf-8").splitlines()) for path in both) < 60
     done = run_program(ROOT / music, *words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
     names = [float(loss) for loss in re.findall(r"names (\S+)", done.stdout)]
@@ -84,6 +86,11 @@ def test_a_folder_of_recordings_changes_a_model(talkable: Path, tmp_path: Path) 
     assert (made / "export" / "config.json").exists()
     again = run_program(ROOT / program, *words, cwd=tmp_path)
     assert again.returncode == 0, again.stderr[-3000:]
+    own = tmp_path / words[words.index("--audio") + 1]
+    shutil.copy(next(own.rglob("*.wav")), own / "one more.wav")
+    (own / "one more.txt").write_text("one more")
+    more = run_program(ROOT / program, *words, cwd=tmp_path)
+    assert more.returncode == 2 and "not the recordings and words that" in more.stderr, more.stderr[-3000:]
 
 
 def test_a_recording_without_words_is_named(tmp_path: Path) -> None:

@@ -82,8 +82,9 @@ def test_what_is_evaluated_was_never_trained_on(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("scale", demo.SCALES)
 def test_its_recipes_are_runs(tmp_path: Path, scale: str) -> None:
-    """Phase 1 on the imported base, phase 2 on phase 1, at every scale."""
-    (tmp_path / "base").mkdir()
+    """Phase 1 on the imported base, phase 2 on phase 1, at every scale and in any folder."""
+    tmp_path = tmp_path / 'a "place" \\ of é'
+    (tmp_path / "base").mkdir(parents=True)
     (tmp_path / "base" / "resolved.toml").write_text(dump(load_recipe("most-tiny")))
     write_recipes(tmp_path, demo.SCALES[scale].steps, "resolved.toml", ranks=2)
     for phase, start, steps in zip(

@@ -51,8 +51,13 @@ def main() -> int:
     args = parser.parse_args()
     out, checkpoint = args.out, find_checkpoint(args.model, "--model")[0]
     out.mkdir(parents=True, exist_ok=True)
-    for part, rows in listed(args.audio).items():
-        write_atomically(out / f"{part}.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
+    lists = {part: "".join(json.dumps(row) + "\n" for row in rows) for part, rows in listed(args.audio).items()}
+    for part, lines in lists.items():
+        kept = out / f"{part}.jsonl"
+        if (out / "manifests" / part).exists() and kept.read_text(encoding="utf-8") != lines:
+            raise DataError(f"{args.audio}: not the recordings and words that {out} was begun with; give another --out")
+    for part, lines in lists.items():
+        write_atomically(out / f"{part}.jsonl", lines)
         prepare(out, part, args)
     asked = ["asr", "--tokenizer", args.tokenizer, "--manifest", out / "manifests" / "test"]
     asked += ["--templates", args.templates, "--units", out / "units" / "test"]

@@ -67,6 +67,8 @@ def main() -> None:
     scale = SCALES[args.scale]
     if args.steps:
         scale = replace(scale, steps=tuple(args.steps))
+    if set("{}") & set(str(args.out.resolve())):
+        raise DataError(f"{args.out.resolve()}: braces stand for a recipe's name in paths; give --out without them")
     if args.out.exists() and not args.out.is_dir():
         raise DataError(f"{args.out}: not a folder; give --out another name")
     args.out.mkdir(parents=True, exist_ok=True)

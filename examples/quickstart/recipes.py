@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from megatron_most.runtime import write_atomically
@@ -60,8 +61,8 @@ tokenizer = "{folder}/tokenizer"
 
 def write_recipes(out: Path, steps: tuple[int, int], recipe: str, ranks: int) -> None:
     """OUT/phase1.toml and OUT/phase2.toml. `recipe`: the file's name in a checkpoint; `ranks` share a batch."""
-    folder = out.resolve()
-    starts = {"phase1": folder / "base", "phase2": folder / "runs" / "phase1"}
+    folder = json.dumps(str(out.resolve()), ensure_ascii=False)[1:-1]  # TOML has JSON's signs for quotes and the like
+    starts = {"phase1": f"{folder}/base", "phase2": f"{folder}/runs/phase1"}
     for (phase, shares), number in zip(_PHASES.items(), steps, strict=True):
         tables = [
             _HEAD.format(
