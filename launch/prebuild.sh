@@ -13,6 +13,7 @@ script=$0 # in a job a copy in the spool: Slurm knows the real one, and what fol
 # shellcheck source-path=SCRIPTDIR source=common.sh
 . "$(dirname "${script%%.sh *}")/common.sh" || exit 2
 take_dry_run "$@"
+words=("${words[@]/#--runtime.device/--device}") # as some write it
 given --config "${words[@]}" || words=(--config "$stage1" "${words[@]}")
 given --device "${words[@]}" || words+=(--device gpu)
 command=("${python[@]}" "$root/tools/job.py" prebuild -- "${words[@]}")

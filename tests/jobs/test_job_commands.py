@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_most.config import dump, from_command_line
+from megatron_most.config import Facts, build, count_parameters, dump, from_command_line, load_recipe
 from megatron_most.errors import ConfigError, MostError
 from megatron_most.jobs import run_job
 from megatron_most.jobs.facts import as_lines
@@ -132,6 +132,14 @@ def test_a_run_that_another_job_waits_to_go_on_with_is_refused(run: Run) -> None
     with pytest.raises(MostError, match="job 7 is in the queue to go on here; wait for it, or scancel it"):
         run.begin(job="8", running="7 8")
     assert run.begin(job="7", running="7 8")
+
+
+def test_without_a_word_of_the_user_there_must_be_room_for_two_checkpoints(run: Run) -> None:
+    size = count_parameters(build(load_recipe("most-tiny"), Facts(world_size=2, device="cpu", core_version=(0, 16))))
+    room = {"run": 2 * 12 * size.total - 1, "temporary": 10**12, "shm": 10**12}
+    assert run.preflight(run.begin(), now("n1"), now("n2", free=room), now("n3")) == "leave n2"
+    room["run"] += 1
+    assert run.preflight(run.begin(), now("n1"), now("n2", free=room), now("n3")).startswith("ok ")
 
 
 def test_bad_nodes_of_weeks_of_training_do_not_add_up(run: Run) -> None:

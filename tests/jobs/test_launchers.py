@@ -261,6 +261,8 @@ def test_prebuild_refuses_in_a_dry_run_what_it_would_refuse_in_a_job(place: Path
     done = launch(place, "prebuild.sh", "--dry-run", "--train.stepz", "3", **usual(place))
     assert done.returncode == 2 and "--train.stepz" in done.stderr and not done.stdout
     assert commands(launch(place, "prebuild.sh", "--dry-run", "--config", "stage1-tiny", **usual(place)))
+    [command] = commands(launch(place, "prebuild.sh", "--dry-run", "--runtime.device", "cpu", **usual(place)))
+    assert command[-2:] == ["--device", "cpu"] and "gpu" not in command
 
 
 @pytest.fixture

@@ -72,6 +72,7 @@ def test_nodes_that_agree_and_want_nothing_are_fit() -> None:
         ({"at": 60.0}, "its clock is off by at least 39 s"),
         ({"free": {"run": 10**9, "temporary": 10**12, "shm": 10**12}}, "1 GB are free where the run is kept, 5 are"),
         ({"free": {"run": 10**12, "temporary": 0, "shm": 10**12}}, "0 GB are free for temporary files"),
+        ({"free": {"run": 10**12, "temporary": 10**12, "shm": 0}}, "0 GB are free in /dev/shm"),
         ({"gpus": {"gpus": many(7)}}, "7 GPUs are seen, 8 were granted"),
         ({"gpus": {"gpus": many(3)}, "granted": 4}, "3 GPUs are seen, 4 were granted"),
         ({"gpus": {"error": "nvidia-smi does not run"}}, "nvidia-smi does not run"),
@@ -138,11 +139,12 @@ def test_gpus_of_other_jobs_on_a_shared_node_are_not_looked_at(tmp_path: Path, m
     busy = {"memory.used": "40000"}
     rows = [{**GOOD, "index": str(number), **(busy if number > 1 else {})} for number in range(4)]
     config = load_recipe("most-tiny")
+    monkeypatch.setenv("SLURM_GPUS_ON_NODE", "2")
     for visible, indices, faults in (("0,1", ["0", "1"], 0), ("1,2", ["1", "2"], 1), ("GPU-1,GPU-2", list("0123"), 2)):
         monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
         facts = node_facts(config, tmp_path, tmp_path, step=0, port=29500, nvidia_smi=program(tmp_path, said(rows)))
         assert [gpu["index"] for gpu in facts["gpus"]["gpus"]] == indices
-        assert len(find_faults(facts["gpus"]["gpus"], wanted=2)) == faults
+        assert len(find_faults(facts["gpus"]["gpus"], wanted=2)) == faults and facts["granted"] == 2
 
 
 def test_a_gpu_that_counts_no_memory_errors_is_not_sick(tmp_path: Path) -> None:
