@@ -152,6 +152,12 @@ def test_a_figure_that_is_missing_is_named(tmp_path: Path) -> None:
         summarise(tmp_path, {}, "ci")
 
 
+def test_a_wave_that_is_cut_short_is_named(tmp_path: Path) -> None:
+    (tmp_path / "a.wav").write_bytes(b"RIFF")
+    with pytest.raises(DataError, match=r"a.wav: no whole wave .*; remove it and start again"):
+        speech.read(tmp_path / "a.wav")
+
+
 def test_a_result_that_is_cut_short_is_named(tmp_path: Path) -> None:
     (tmp_path / "evaluation/heard/asr").mkdir(parents=True)
     (tmp_path / "evaluation/heard/asr/result.json").write_text('{"task": "as')

@@ -83,7 +83,10 @@ def shuffle(recording: Path, out: Path, draw: random.Random) -> None:
 def read(path: Path) -> np.ndarray:
     import soundfile
 
-    wave, rate = soundfile.read(path, dtype="float32")
+    try:
+        wave, rate = soundfile.read(path, dtype="float32")
+    except soundfile.LibsndfileError as error:
+        raise DataError(f"{path}: no whole wave ({error.error_string}); remove it and start again") from error
     if rate != RATE:
         raise DataError(f"{path}: {rate} Hz, {RATE} expected; remove it and start again")
     return np.asarray(wave)

@@ -82,6 +82,7 @@ def is_hf(folder: Path) -> bool:
 def open_hf(folder: Path, dtype: Dtype, device: Device) -> Any:
     """transformers' model of a folder, ours among them; nothing from the folder is run, nothing is fetched."""
     import torch
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     from megatron_most.convert.most_hf import register
@@ -92,7 +93,7 @@ def open_hf(folder: Path, dtype: Dtype, device: Device) -> Any:
             folder, dtype="auto" if dtype == "auto" else getattr(torch, dtype), local_files_only=True,
             use_safetensors=True,
         )  # fmt: skip
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, KeyError, RuntimeError, SafetensorError) as error:
         raise CheckpointError(
             f"{folder}: cannot be opened by transformers: {error}; give the folder of a whole model"
         ) from error

@@ -15,11 +15,12 @@ import pytest
 import soundfile
 
 from megatron_most.checkpoint import MADE_WITH
-from megatron_most.errors import ConfigError
+from megatron_most.converse.models import open_hf
+from megatron_most.errors import CheckpointError, ConfigError
 from megatron_most.evaluate import Data, Options, Result, Tools, evaluate, read_result
 from megatron_most.evaluate import job as jobs
 from megatron_most.evaluate.decoding import Decoding
-from megatron_most.runtime import Launch
+from megatron_most.runtime import Launch, find_device
 from tests.data_files import RATE, cut, make_codec, write_manifest
 from tests.harness import launch_ranks
 from tests.spoken_models import Spoken, alone, make_model, ran, refused
@@ -252,3 +253,14 @@ def test_a_folder_without_a_model_is_refused(spoken, tmp_path):
     empty.mkdir()
     (empty / "config.json").write_text("{}")
     assert "cannot be opened by transformers" in refused(options(spoken, empty, tmp_path / "out"))
+
+
+def test_weights_that_are_cut_short_are_one_message(tmp_path):
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    sizes = {"num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 32}
+    LlamaForCausalLM(LlamaConfig(hidden_size=16, **sizes)).save_pretrained(tmp_path)
+    [weights] = tmp_path.glob("*.safetensors")
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="cannot be opened by transformers: .*give the folder of a whole model"):
+        open_hf(tmp_path, "float32", find_device("cpu"))
