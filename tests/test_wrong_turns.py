@@ -111,6 +111,11 @@ def test_without_room_nothing_is_installed(clone: Path, monkeypatch: pytest.Monk
     with pytest.raises(SystemExit, match=r"1.0 GB free, and .venv takes 4 GB; make room"):
         module.main()
     assert not (clone / ".venv").exists()
+    (clone / ".venv").mkdir()
+    (clone / ".venv" / "mine").write_text("an older one")
+    with pytest.raises(SystemExit, match="make room"):
+        module.main()
+    assert (clone / ".venv" / "mine").exists(), "it is not lost for nothing"
 
 
 @pytest.mark.parametrize(

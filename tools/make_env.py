@@ -123,7 +123,8 @@ def need_compiler() -> None:
 
 def need_room() -> None:
     free = shutil.disk_usage(str(ROOT)).free / 1e9
-    if free < ROOM_GB:
+    old = 0.0 if VENV.is_symlink() else sum(path.lstat().st_size for path in VENV.rglob("*")) / 1e9
+    if free + old < ROOM_GB:
         sys.exit(f"env: {ROOT}: {free:.1f} GB free, and .venv takes {ROOM_GB} GB; make room, or clone to another disk")
 
 
@@ -195,8 +196,8 @@ def main() -> None:
     if made[0] != base:
         if VENV.is_symlink():
             sys.exit(f"env: {VENV} is a link, so it is not made anew; remove it, or make what it leads to")
+        need_room()  # before the old one goes, whose place the new one takes
         shutil.rmtree(VENV, ignore_errors=True)
-        need_room()
         say(f"making {VENV} from {python.lock.relative_to(ROOT)} with {python.path} (python {python.version})")
         if subprocess.run([python.path, "-m", "venv", str(VENV)]).returncode:
             sys.exit(f"env: {python.path} makes no environment, see above; or name another: make env PYTHON=...")
