@@ -57,11 +57,10 @@ case " $stages " in
         [ -z "${MOST_STAGE1:-}" ] || die "MOST_STAGE1=$MOST_STAGE1: this chain makes its own phase 1; unset it"
         ;;
 esac
-case " $stages " in
-    *' stage2 evaluate '*)
-        [ -z "${MOST_MODEL:-}" ] || die "MOST_MODEL=$MOST_MODEL: this chain makes its own model; unset it"
-        ;;
-esac
+if [[ " $stages " == *' stage2 evaluate '* && -n ${MOST_MODEL:-} ]] && ! given --model "${tasks[@]}"; then
+    say "MOST_MODEL=$MOST_MODEL is passed over: this chain evaluates what it makes, $runs/$stage2"
+    tasks+=(--model "$runs/$stage2")
+fi
 of_stage() { # STAGE: its script, the script's words, and the options of sbatch that are for it
     words=("${fields[@]}") own=("${options[@]}")
     case $1 in

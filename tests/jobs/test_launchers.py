@@ -357,7 +357,6 @@ TASKS = ["--", "nll", "--dataset", "/d"]
         (CHAIN, ["--", "--name", "foo", *TASKS], "--name: would be for every phase"),
         ({}, ["--", "--config", "stage1-tiny"], "--config: would be both phases' recipe"),
         ({"MOST_STAGE1": "/tmp/old"}, [], "MOST_STAGE1=/tmp/old: this chain makes its own phase 1"),
-        ({**CHAIN, "MOST_MODEL": "/m"}, ["--", "--device", "cpu", *TASKS], "MOST_MODEL=/m: this chain makes its own"),
         ({}, ["--array=0-3"], "--array: a run has one job at a time"),
     ],
 )
@@ -366,6 +365,17 @@ def test_a_chain_whose_phases_would_miss_each_other_is_not_submitted(
 ) -> None:
     done = launch(place, "pipeline.sh", *words, **usual(place, PATH=queue[1], **changes))
     assert done.returncode == 2 and said in done.stderr and not queue[0].exists(), done.stderr
+
+
+def test_a_chain_evaluates_what_it_makes_whatever_model_is_set_for_other_evaluations(
+    place: Path, queue: tuple[Path, str]
+) -> None:
+    env = usual(place, PATH=queue[1], MOST_RUNS=f"{place}/runs", MOST_MODEL="/m", **CHAIN)
+    done = launch(place, "pipeline.sh", "--", "--device", "cpu", *TASKS, **env)
+    assert done.returncode == 0 and "MOST_MODEL=/m is passed over" in done.stderr, done.stderr
+    assert calls(queue[0])[-1][-2:] == ["--model", f"{place}/runs/stage2-tiny"]
+    own = launch(place, "pipeline.sh", "--", "--device", "cpu", *TASKS, "--model", "/other", **env)
+    assert own.returncode == 0 and calls(queue[0])[-1][-2:] == ["--model", "/other"], own.stderr
 
 
 @pytest.mark.parametrize("script", ["stage1_asr_tts.sh", "stage2_instruct.sh"])
