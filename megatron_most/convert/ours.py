@@ -19,7 +19,8 @@ from megatron_most.errors import CheckpointError
 from megatron_most.vocab import TokenMap
 
 ONE_RANK = {f"layout.{name}": 1 for name in ("tensor", "expert", "pipeline", "context")} | {
-    "layout.expert_tensor": None
+    "layout.expert_tensor": None,
+    "moe.load_file": None,
 }
 _TABLES = ("config", "upcycle", "partition", "constants")
 """Of SOURCE, where they are there."""

@@ -64,7 +64,7 @@ def _plan(found: tuple[Path, Record], ranks: Ranks, layout: LayoutConfig, precis
     precision = precision or ("fp32" if trained_in == "fp16" else trained_in)  # the plain engine knows no fp16
     changes |= {"engine.kind": "plain", "engine.precision": precision}
     changes |= {"engine.offload_optimizer": False, "recompute.granularity": "none", "deepspeed": {}}
-    changes |= {"moe.placement": "auto", "moe.dispatcher": "auto"}
+    changes |= {"moe.placement": "auto", "moe.load_file": None, "moe.dispatcher": "auto"}
     config = replace(stored, changes)
     plan = build(config, find_facts(ranks.world_size, ranks.device.kind), TokenMap.load(folder / TOKEN_MAP))
     core_config(plan)  # Core has opinions of its own

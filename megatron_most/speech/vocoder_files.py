@@ -16,7 +16,7 @@ from megatron_most.speech.vocoder import StorableVocoder, require_codec
 
 VOCODER_FILE, WEIGHTS_FILE = "vocoder.json", "weights.safetensors"
 _FORMAT = 1
-_LARGEST = 1e6  # of any weight or table: those of vocoders are below a thousand
+_LARGEST = 1e6  # of any weight or table: larger ones were seen to speak NaN
 _REMEDY = "point to a folder that save_vocoder wrote"
 
 

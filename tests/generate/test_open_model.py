@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
-from megatron_most.config import LayoutConfig
+from megatron_most.checkpoint import read_record
+from megatron_most.config import LayoutConfig, load_recipe, replace
 from megatron_most.data.batch import Document
-from megatron_most.generate import HfModel, Prompt, Settings, generate, open_model, sequence_logprobs
+from megatron_most.generate import HfModel, Prompt, Settings, generate, open_model, opening, sequence_logprobs
 from megatron_most.runtime import Launch, Ranks
 from megatron_most.vocab import TokenMap, tiny_token_map
 from tests.convert.folders import back, into_ours, make
@@ -74,6 +76,21 @@ def test_a_checkpoint_and_its_export_say_the_same(folders: tuple[Path, Path]) ->
             assert found["answers"] == theirs["answers"], layout
             for mine, other in zip(found["logprobs"], theirs["logprobs"], strict=True):
                 np.testing.assert_allclose(mine, other, atol=1e-4)  # as the logits gate has it
+
+
+def test_where_experts_sat_in_training_does_not_matter(
+    folders: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The loads that they were dealt by may be gone, or lie on another machine."""
+    ours, _ = folders
+    stored = load_recipe(ours / "resolved.toml")
+    if not stored.moe.num_experts:
+        return
+    dealt = replace(stored, {"moe.load_file": "/gone/expert_load.json"})
+    monkeypatch.setattr(opening, "load_recipe", lambda path: dealt)
+    ranks: Any = SimpleNamespace(world_size=2, device=SimpleNamespace(kind="cpu"))
+    plan = opening._plan((ours, read_record(ours)), ranks, LayoutConfig(expert=2), None)
+    assert plan.moe is not None and plan.layout.expert == 2 and not plan.moe.dealt
 
 
 def by_itself(launch: Launch, folder: Path) -> int:
