@@ -14,6 +14,7 @@ import argparse
 import json
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -79,10 +80,11 @@ def stock_core(session: Session) -> Steps:
     spec = get_gpt_decoder_block_spec(config, use_transformer_engine=False, normalization="RMSNorm")
     for layer in spec.layer_specs:
         layer.submodules.self_attention.submodules.core_attention = _local_attention()
-    model = GPTModel(
-        config, spec, plan.tokens.vocab_size, shape.max_positions,
-        position_embedding_type="rope", rotary_base=int(shape.rope_theta),
-    ).to(session.device.torch_device)  # fmt: skip
+    with stock_dispatcher():
+        model = GPTModel(
+            config, spec, plan.tokens.vocab_size, shape.max_positions,
+            position_embedding_type="rope", rotary_base=int(shape.rope_theta),
+        ).to(session.device.torch_device)  # fmt: skip
     length = plan.config.train.sequence_length
     hidden_SS = torch.ones(length, length, dtype=torch.bool, device=session.device.torch_device).triu(1)
 
@@ -92,6 +94,19 @@ def stock_core(session: Session) -> Steps:
         return (losses_BS * batch.loss_weights_BS).sum()
 
     return Steps(model, loss, synthetic_steps(plan, session.groups))
+
+
+@contextmanager
+def stock_dispatcher() -> Iterator[None]:
+    """Core's own, in place of ours, for the layers that are made here."""
+    from megatron.core.transformer.moe import moe_layer, token_dispatcher
+
+    ours = moe_layer.MoEAlltoAllTokenDispatcher
+    moe_layer.MoEAlltoAllTokenDispatcher = token_dispatcher.MoEAlltoAllTokenDispatcher
+    try:
+        yield
+    finally:
+        moe_layer.MoEAlltoAllTokenDispatcher = ours
 
 
 def _local_attention() -> type:

@@ -20,7 +20,7 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = "megatron_most"
 FLOORS = {
     "vocab": 0, "errors": 0,
-    "config": 1, "runtime": 1,
+    "config": 1, "runtime": 1, "kernels": 1,
     "upstream": 2, "parallel": 2,
     "data": 3, "speech": 3,
     "moe": 4,
@@ -30,7 +30,7 @@ FLOORS = {
     "converse": 8,
     "train": 9, "evaluate": 9, "synthesize": 9, "serve": 9, "plan": 9, "report": 9, "jobs": 9, "vocode": 9,
 }  # fmt: skip
-NEIGHBOURS = {("data", "speech"), ("vocab", "errors")}  # the only imports along a floor
+NEIGHBOURS = {("data", "speech"), ("vocab", "errors"), ("kernels", "runtime")}  # the only imports along a floor
 NEIGHBOURS |= {(None, "upstream")}  # the package itself, which is run before any room can import Core
 PRODUCT = (PACKAGE, "examples", "tools", "bench", "launch")
 UPSTREAM = ("megatron", "deepspeed", "transformers")  # whose private names stay in upstream/

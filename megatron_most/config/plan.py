@@ -75,6 +75,11 @@ class MoEPlan:
     bias_rate: float
     dispatcher: Literal["alltoall", "allgather"]
 
+    @property
+    def is_normalised(self) -> bool:
+        """Whether a token's weights are divided by their sum; of one it never is, as released."""
+        return self.normalise_top_k and self.top_k > 1
+
     def slots(self, layer: int) -> tuple[int, ...]:
         """For each expert id its slot in this layer, counted from 0."""
         return self.dealt.get(layer, self.slot_of)

@@ -7,8 +7,10 @@ import torch
 from megatron_most.config import Plan
 from megatron_most.model.core_config import DTYPES
 from megatron_most.model.gpt import MostModel
+from megatron_most.moe import ModalityRouter
 from megatron_most.parallel import Groups
-from megatron_most.upstream import Experts, SdpaAttention, has_grouped, has_varlen
+from megatron_most.runtime import has_triton
+from megatron_most.upstream import Experts, SdpaAttention, TrueCountAlltoAll, has_fused_turn, has_grouped, has_varlen
 
 
 def build_model(plan: Plan, groups: Groups, device: torch.device | str = "cpu") -> MostModel:
@@ -27,3 +29,17 @@ def choose_kernels(model: MostModel, plan: Plan, device: torch.device) -> None:
             module.lay_together()
         if isinstance(module, SdpaAttention):
             module.lays_end_to_end = has_varlen(device, dtype)
+        if has_triton(device):
+            fuse(module)
+    if has_triton(device) and has_fused_turn(model.config):
+        model.config.apply_rope_fusion = True
+
+
+def fuse(module: torch.nn.Module) -> None:
+    """Kernels of our own, wherever a layer has something for them."""
+    if isinstance(module, Experts):
+        module.is_fused = True
+    if isinstance(module, ModalityRouter):
+        module.fuse()
+    if isinstance(dispatcher := getattr(module, "token_dispatcher", None), TrueCountAlltoAll):
+        dispatcher.is_fused = True

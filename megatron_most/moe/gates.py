@@ -71,10 +71,9 @@ def choose(
     best_TK, experts_TK = ranking_TE.topk(plan.top_k, dim=-1)
     is_chosen_TK = best_TK > float("-inf")
     weights_TK = scores_TE.gather(-1, experts_TK).masked_fill(~is_chosen_TK, 0.0)
-    normalise = plan.normalise_top_k and plan.top_k > 1
-    if normalise:
+    if plan.is_normalised:
         weights_TK = weights_TK / (weights_TK.sum(-1, keepdim=True) + 1e-20)
-    if plan.scale != 1.0 and (plan.gate == "masked_softmax" or not normalise):
+    if plan.scale != 1.0 and (plan.gate == "masked_softmax" or not plan.is_normalised):
         weights_TK = weights_TK * plan.scale
     if constant_T is not None:
         weights_TK = weights_TK * constant_T.unsqueeze(-1)

@@ -18,6 +18,7 @@ import torch.nn.functional as F
 from megatron.core.transformer.moe.moe_utils import MoEAuxLossAutoScaler
 from megatron.core.transformer.moe.router import TopKRouter
 
+from megatron_most import kernels
 from megatron_most.config import MoEPlan
 from megatron_most.errors import DataError
 from megatron_most.moe import balance
@@ -36,6 +37,8 @@ class ModalityRouter(TopKRouter):
 
     group_constant: torch.Tensor | None
     expert_bias: torch.Tensor | None
+    is_fused = False
+    """The choice in one kernel. Set by `fuse`."""
 
     def __init__(self, config: Any, pg_collection: Any = None, *, plan: MoEPlan, **kwargs: Any) -> None:
         super().__init__(config=config, pg_collection=pg_collection, **kwargs)
@@ -52,6 +55,12 @@ class ModalityRouter(TopKRouter):
     def set_layer_number(self, layer_number: int) -> None:
         super().set_layer_number(layer_number)
         self.tables.slot_of_E = torch.tensor(self.plan.slots(layer_number - 1), device=self.tables.slot_of_E.device)
+
+    def fuse(self) -> None:
+        """Choose in one kernel, where the gate is the one that it knows: then `is_fused`."""
+        plan = self.plan
+        is_whole = plan.routing_groups_kept == plan.routing_groups and plan.aux_loss != "reference"
+        self.is_fused = plan.gate == "masked_softmax" and is_whole
 
     def _apply(self, fn: Callable[[torch.Tensor], torch.Tensor], recurse: bool = True) -> ModalityRouter:
         """model.bfloat16() must not round the saved constants, nor the sums that telemetry counts in."""
@@ -77,33 +86,42 @@ class ModalityRouter(TopKRouter):
         tags_T, is_pad_T = (part.flatten() for part in from_planes(padding_mask))
         logits_TE = logits.reshape(-1, num_experts)
         owned_TE = self.tables.owns_ME.index_select(0, tags_T)
-        constant_T = None
-        if self.group_constant is not None:  # shared-only rows: any; weights are 0
-            constant_T = self.group_constant[self.tables.group_of_tag_M].index_select(0, tags_T)
-        choice = choose(logits_TE, owned_TE, constant_T, self.expert_bias, self.plan)
-        weights_TK = choice.weights_TK
+        constant_M = None
+        if self.group_constant is not None:  # shared-only tags: any; their weights are 0
+            constant_M = self.group_constant[self.tables.group_of_tag_M]
+        choice = count_TE = None
+        if self.is_fused:
+            weights_TE, map_TE, count_TE, scores_TE = kernels.routed(
+                logits_TE, tags_T, is_pad_T, self.tables.owns_ME, self.tables.slot_of_E, constant_M, self.expert_bias,
+                self.plan.top_k, self.plan.scale, self.plan.is_normalised,
+            )  # fmt: skip
+        else:
+            constant_T = None if constant_M is None else constant_M.index_select(0, tags_T)
+            choice = choose(logits_TE, owned_TE, constant_T, self.expert_bias, self.plan)
+            slots_TK, scores_TE = self.tables.slot_of_E[choice.experts_TK], choice.scores_TE
+            weights_TE = torch.zeros_like(logits_TE).scatter_(1, slots_TK, choice.weights_TK)
+            map_TE = torch.zeros_like(owned_TE).scatter_(1, slots_TK, choice.is_chosen_TK)
         if torch.is_grad_enabled():  # once per token: under recompute the first pass runs without gradients
             counted_T = self.tables.owns_ME.any(-1).index_select(0, tags_T) & ~is_pad_T
-            count_TE = _count(choice, counted_T, num_experts)
+            if choice is not None:
+                count_TE = _count(choice, counted_T, num_experts)
+            assert count_TE is not None
             self.sums.add(logits_TE.detach(), owned_TE, count_TE, tags_T, is_pad_T, counted_T, self.tables)
             if self.training and (self.plan.aux_loss != "none" or self.plan.z_coefficient):
-                aux = self._auxiliary(logits_TE, owned_TE, choice, count_TE, counted_T, (length, batch))
-                weights_TK = MoEAuxLossAutoScaler.apply(weights_TK, aux)
-        slots_TK = self.tables.slot_of_E[choice.experts_TK]
-        weights_TE = torch.zeros_like(logits_TE).scatter_(1, slots_TK, weights_TK)
-        map_TE = torch.zeros_like(owned_TE).scatter_(1, slots_TK, choice.is_chosen_TK)
+                aux = self._auxiliary(logits_TE, owned_TE, scores_TE, choice, count_TE, counted_T, (length, batch))
+                weights_TE = MoEAuxLossAutoScaler.apply(weights_TE, aux)
         return weights_TE, map_TE
 
     def _auxiliary(
-        self, logits_TE: torch.Tensor, owned_TE: torch.Tensor, choice: Choice, count_TE: torch.Tensor,
-        counted_T: torch.Tensor, shape: tuple[int, int],
+        self, logits_TE: torch.Tensor, owned_TE: torch.Tensor, scores_TE: torch.Tensor, choice: Choice | None,
+        count_TE: torch.Tensor, counted_T: torch.Tensor, shape: tuple[int, int],
     ) -> torch.Tensor:  # fmt: skip
         """The weighted auxiliary losses of this micro-batch: a sum over its sequences (see balance.py)."""
         plan, scope, ranks = self.plan, self.plan.aux_scope, self.tp_cp_group
         total = logits_TE.new_zeros(())
         if plan.aux_loss == "group":
             is_gates = plan.gate == "masked_softmax"  # then the choice has computed it
-            probs_TE = choice.scores_TE if is_gates else in_group_softmax(logits_TE, owned_TE)
+            probs_TE = scores_TE if is_gates else in_group_softmax(logits_TE, owned_TE)
             probs_TE = probs_TE * counted_T.unsqueeze(-1)
             probs_SBE, count_SBE = probs_TE.unflatten(0, shape), count_TE.unflatten(0, shape)
             value, sequences = balance.group_loss(probs_SBE, count_SBE, self.tables.owns_GE, plan.top_k, scope, ranks)
@@ -111,11 +129,11 @@ class ModalityRouter(TopKRouter):
             in_means_T = counted_T
             if plan.aux_counts_everything:  # the release counts pads, and the tied slots of shared-only tokens as well
                 in_means_T = torch.ones_like(counted_T)
-                ones_TK = torch.ones_like(choice.weights_TK)
-                count_TE = torch.zeros_like(logits_TE).scatter_(1, choice.experts_TK, ones_TK)
+                assert choice is not None, "the kernel is not asked for this loss"
+                count_TE = torch.zeros_like(logits_TE).scatter_(1, choice.experts_TK, 1.0)
             is_gates = plan.gate == "reference"
-            scores_TE = choice.scores_TE if is_gates else masked_full_softmax(logits_TE, owned_TE)
-            scores_TE = scores_TE * in_means_T.unsqueeze(-1)
+            seen_TE = scores_TE if is_gates else masked_full_softmax(logits_TE, owned_TE)
+            scores_TE = seen_TE * in_means_T.unsqueeze(-1)
             scores_SBE, count_SBE = scores_TE.unflatten(0, shape), count_TE.unflatten(0, shape)
             in_means_SB = in_means_T.unflatten(0, shape)
             value, sequences = balance.reference_loss(scores_SBE, count_SBE, in_means_SB, plan.top_k, scope, ranks)

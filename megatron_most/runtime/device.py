@@ -7,6 +7,7 @@ imported where it is needed: finding the launch and printing a usage line must n
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import random
 import re
@@ -38,6 +39,11 @@ def gpu_generation(device: torch.device) -> tuple[int, int]:
     import torch
 
     return torch.cuda.get_device_capability(device) if device.type == "cuda" else (0, 0)
+
+
+def has_triton(device: torch.device) -> bool:
+    """Whether kernels can be compiled for it by Triton, which comes with torch for NVIDIA's GPUs."""
+    return gpu_generation(device) >= (8, 0) and importlib.util.find_spec("triton") is not None
 
 
 @dataclass(frozen=True)

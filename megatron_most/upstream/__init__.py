@@ -11,10 +11,11 @@ from megatron_most.runtime import lazy_names
 if TYPE_CHECKING:
     from megatron_most.upstream.attention import SdpaAttention, has_varlen
     from megatron_most.upstream.context import piece, zigzag
+    from megatron_most.upstream.dispatchers import TrueCountAlltoAll
     from megatron_most.upstream.experts import Experts, has_grouped, is_elsewhere
     from megatron_most.upstream.linears import with_linears
     from megatron_most.upstream.lookback import KVCache, Lookback
-    from megatron_most.upstream.mla import MendedMLA
+    from megatron_most.upstream.mla import MendedMLA, has_fused_turn
     from megatron_most.upstream.norm import RMSNorm
     from megatron_most.upstream.preparation import prepare
     from megatron_most.upstream.specs import submodules_of, with_module
@@ -42,10 +43,11 @@ if TYPE_CHECKING:
 _HOMES = {
     "attention": ("SdpaAttention", "has_varlen"),
     "context": ("piece", "zigzag"),
+    "dispatchers": ("TrueCountAlltoAll",),
     "experts": ("Experts", "has_grouped", "is_elsewhere"),
     "linears": ("with_linears",),
     "lookback": ("KVCache", "Lookback"),
-    "mla": ("MendedMLA",),
+    "mla": ("MendedMLA", "has_fused_turn"),
     "norm": ("RMSNorm",),
     "preparation": ("prepare",),
     "specs": ("submodules_of", "with_module"),
@@ -73,6 +75,7 @@ __all__ = [
     "Mpu",
     "RMSNorm",
     "SdpaAttention",
+    "TrueCountAlltoAll",
     "Unallocated",
     "core_version",
     "expert_group_name",
@@ -81,6 +84,7 @@ __all__ = [
     "full_moment",
     "full_weight",
     "gradient_fragments",
+    "has_fused_turn",
     "has_grouped",
     "has_varlen",
     "is_elsewhere",

@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from megatron.core.transformer.moe.experts import SequentialMLP
 
+from megatron_most import kernels
 from megatron_most.runtime import gpu_generation
 
 
@@ -32,6 +33,8 @@ class Experts(SequentialMLP):
 
     is_grouped = False
     """All experts in one call. Set by `lay_together`."""
+    is_fused = False
+    """The activation by our kernels. Set where the device has them."""
 
     def lay_together(self) -> None:
         """Move the first products' weights into one piece of memory, and the second's; then `is_grouped`.
@@ -62,7 +65,7 @@ class Experts(SequentialMLP):
         products: _Products = _Looped(tokens_per_expert.tolist())
         if self.is_grouped and len(permuted_local_hidden_states):
             products = _Grouped(tokens_per_expert, permuted_local_hidden_states.device)
-        given = permuted_local_hidden_states, permuted_probs, products
+        given = permuted_local_hidden_states, permuted_probs, products, self.is_fused
         if torch.is_grad_enabled():
             return _SwiGlus.apply(*given, *ups, *downs), None
         return _swiglus(*given, ups, downs)[0], None
@@ -155,47 +158,56 @@ def as_one(weights: Sequence[torch.Tensor]) -> torch.Tensor:
 class _SwiGlus(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows_TD: torch.Tensor, probs_T: torch.Tensor, products: _Products, *weights: torch.Tensor
-    ) -> torch.Tensor:
+        ctx: Any, rows_TD: torch.Tensor, probs_T: torch.Tensor, products: _Products, is_fused: bool,
+        *weights: torch.Tensor,
+    ) -> torch.Tensor:  # fmt: skip
         half = len(weights) // 2
-        out_TD, inner_TF2 = _swiglus(rows_TD, probs_T, products, weights[:half], weights[half:])
-        ctx.products = products
+        out_TD, inner_TF2 = _swiglus(rows_TD, probs_T, products, is_fused, weights[:half], weights[half:])
+        ctx.products, ctx.is_fused = products, is_fused
         ctx.save_for_backward(rows_TD, probs_T, inner_TF2, *weights)
         return out_TD
 
     @staticmethod
     def backward(ctx: Any, slope_TD: torch.Tensor) -> tuple[Any, ...]:  # type: ignore[override]
         rows_TD, probs_T, inner_TF2, *weights = ctx.saved_tensors
-        products, wanted, half = ctx.products, ctx.needs_input_grad[3:], len(weights) // 2
+        products, wanted, half = ctx.products, ctx.needs_input_grad[4:], len(weights) // 2
         ups, downs = weights[:half], weights[half:]
-        gate_TF, linear_TF = inner_TF2.chunk(2, -1)
-        share_TF = gate_TF.sigmoid()
-        silu_TF = gate_TF * share_TF
-        plain_TF = silu_TF * linear_TF
         slope_TD = slope_TD.contiguous()
-        of_downs = _wanted(products, wanted[half:], slope_TD, _weighted(plain_TF, probs_T))
-        slope_TF = products.of_rows(slope_TD, downs)
-        of_probs_T = (slope_TF * plain_TF).sum(-1, dtype=probs_T.dtype)
-        del plain_TF  # this is where a layer's backward pass has most
-        slope_TF = _weighted(slope_TF, probs_T)
-        slope_TF2 = torch.empty_like(inner_TF2)
-        of_gate_TF, of_linear_TF = slope_TF2.chunk(2, -1)
-        torch.mul(slope_TF, silu_TF, out=of_linear_TF)
-        # silu'(x) = s(x) (1 + x (1 - s(x))) = silu(x) - silu(x) s(x) + s(x)
-        steep_TF = silu_TF.addcmul_(silu_TF, share_TF, value=-1).add_(share_TF)
-        torch.mul(slope_TF.mul_(linear_TF), steep_TF, out=of_gate_TF)
-        del share_TF, silu_TF, steep_TF, slope_TF
+        if ctx.is_fused:
+            said_TF = kernels.swiglu(inner_TF2, probs_T)
+            of_downs = _wanted(products, wanted[half:], slope_TD, said_TF)
+            del said_TF  # this is where a layer's backward pass has most
+            slope_TF2, of_probs_T = kernels.swiglu_slopes(inner_TF2, probs_T, products.of_rows(slope_TD, downs))
+        else:
+            gate_TF, linear_TF = inner_TF2.chunk(2, -1)
+            share_TF = gate_TF.sigmoid()
+            silu_TF = gate_TF * share_TF
+            plain_TF = silu_TF * linear_TF
+            of_downs = _wanted(products, wanted[half:], slope_TD, _weighted(plain_TF, probs_T))
+            slope_TF = products.of_rows(slope_TD, downs)
+            of_probs_T = (slope_TF * plain_TF).sum(-1, dtype=probs_T.dtype)
+            del plain_TF
+            slope_TF = _weighted(slope_TF, probs_T)
+            slope_TF2 = torch.empty_like(inner_TF2)
+            of_gate_TF, of_linear_TF = slope_TF2.chunk(2, -1)
+            torch.mul(slope_TF, silu_TF, out=of_linear_TF)
+            # silu'(x) = s(x) (1 + x (1 - s(x))) = silu(x) - silu(x) s(x) + s(x)
+            steep_TF = silu_TF.addcmul_(silu_TF, share_TF, value=-1).add_(share_TF)
+            torch.mul(slope_TF.mul_(linear_TF), steep_TF, out=of_gate_TF)
+            del share_TF, silu_TF, steep_TF, slope_TF
         of_ups = _wanted(products, wanted[:half], slope_TF2, rows_TD)
         of_rows_TD = products.of_rows(slope_TF2, ups) if ctx.needs_input_grad[0] else None
-        return of_rows_TD, of_probs_T, None, *of_ups, *of_downs
+        return of_rows_TD, of_probs_T, None, None, *of_ups, *of_downs
 
 
 def _swiglus(
-    rows_TD: torch.Tensor, probs_T: torch.Tensor, products: _Products, ups: Sequence[torch.Tensor],
+    rows_TD: torch.Tensor, probs_T: torch.Tensor, products: _Products, is_fused: bool, ups: Sequence[torch.Tensor],
     downs: Sequence[torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """What the experts say, and what they have inside before their activation."""
     inner_TF2 = products.forward(rows_TD, ups)
+    if is_fused:
+        return products.forward(kernels.swiglu(inner_TF2, probs_T), downs), inner_TF2
     gate_TF, linear_TF = inner_TF2.chunk(2, -1)
     return products.forward(_weighted(F.silu(gate_TF).mul_(linear_TF), probs_T), downs), inner_TF2
 

@@ -36,6 +36,16 @@ _PAIRS = "mla_rotary_interleaved"
 PAIRWISE = {_PAIRS: True} if _PAIRS in inspect.signature(apply_rotary_pos_emb).parameters else {}
 
 
+def has_fused_turn(config: Any) -> bool:
+    """Whether Core's kernels can turn this model's queries and keys. They learn of context ranks' positions in another
+    way than ours, and 0.16's know YaRN alone.
+    """
+    if not config.multi_latent_attention or config.rope_type != "yarn" or config.context_parallel_size > 1:
+        return False
+    widths = config.qk_head_dim, config.qk_pos_emb_head_dim, config.v_head_dim
+    return all(width >= 4 and width & (width - 1) == 0 for width in widths)  # Triton's ranges are powers of 2
+
+
 class DuplicatedLinear(MegatronModule):
     """The same weight on every tensor-parallel rank; under sequence parallelism each rank multiplies its own tokens."""
 

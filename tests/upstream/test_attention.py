@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -50,3 +52,31 @@ def test_narrow_values_are_fused_and_equal_the_plain_path(values: int, kv_heads:
 def test_where_the_plain_path_is_asked_for_nothing_is_widened() -> None:
     with sdpa_kernel(SDPBackend.MATH):
         assert "aten::constant_pad_nd" not in ops(operands(16), None)
+
+
+@pytest.mark.parametrize(
+    ("narrow", "wide", "expected"),
+    [
+        (SDPBackend.MATH, SDPBackend.FLASH_ATTENTION, 24), (SDPBackend.MATH, SDPBackend.MATH, 16),
+        (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.FLASH_ATTENTION, 24),
+        (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, 16),
+        (SDPBackend.CUDNN_ATTENTION, SDPBackend.FLASH_ATTENTION, 16),
+        (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH, 16),
+    ],
+)  # fmt: skip
+def test_values_are_widened_where_that_makes_a_faster_kernel_of_it(
+    narrow: SDPBackend, wide: SDPBackend, expected: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    query, key, value = torch.randn(1, 2, 5, 24), torch.randn(1, 2, 5, 24), torch.randn(1, 2, 5, 16)
+    plain, seen, real = attended(query, key, value, None, None), [], F.scaled_dot_product_attention
+
+    def watched(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, **words: Any) -> torch.Tensor:
+        seen.append(value.size(-1))
+        return real(query, key, value, **words)
+
+    monkeypatch.setattr(F, "scaled_dot_product_attention", watched)
+    monkeypatch.setattr(
+        torch, "_fused_sdp_choice", lambda q, k, v, *_, **__: (wide if v.size(-1) == k.size(-1) else narrow).value
+    )
+    assert torch.allclose(attended(query, key, value, None, None), plain, atol=1e-6)
+    assert seen == [expected]

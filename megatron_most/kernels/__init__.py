@@ -1,0 +1,20 @@
+"""Kernels of our own, in Triton, for GPUs: where many small ones of torch's would each go over all rows again.
+
+Each has a plain path in torch beside it, which says what it computes, and a test that compares both; Triton's
+interpreter runs them on a CPU. Its modules are imported where a GPU asks for them, never at a start.
+"""
+
+from typing import TYPE_CHECKING
+
+from megatron_most.runtime import lazy_names
+
+if TYPE_CHECKING:
+    from megatron_most.kernels.activation import swiglu, swiglu_slopes
+    from megatron_most.kernels.route import Routed, routed
+    from megatron_most.kernels.rows import add_up
+
+_HOMES = {"activation": ("swiglu", "swiglu_slopes"), "route": ("Routed", "routed"), "rows": ("add_up",)}
+
+__all__ = ["Routed", "add_up", "routed", "swiglu", "swiglu_slopes"]
+
+__getattr__ = lazy_names(__name__, _HOMES)
