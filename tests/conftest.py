@@ -1,4 +1,4 @@
-"""Where there is no GPU Triton's kernels run in its interpreter. It must know before it is imported, so before any test."""
+"""Where there is no GPU Triton's kernels run in its interpreter, which must be said before Triton is imported."""
 
 import os
 from pathlib import Path

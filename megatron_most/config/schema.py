@@ -210,9 +210,10 @@ class EngineConfig:
     """deepspeed: what data-parallel ranks share out: 0 nothing, 1 optimizer state, 2 gradients too, 3 weights too."""
     offload_optimizer: bool = False
     """deepspeed: keep optimizer state in host memory."""
-    kernels: Literal["auto", "plain"] = "auto"
-    """auto: on a GPU all experts' rows in one call (Hopper, bf16) and packed documents end to end (Ampere, bf16 or
-    fp16), to rounding what plain gives. plain: expert by expert, documents by a mask.
+    kernels: Literal["auto", "plain", "fp8"] = "auto"
+    """auto: on a GPU from Ampere on packed documents end to end (bf16 or fp16) and kernels of our own, from Hopper on
+    all experts' rows in one call (bf16); to rounding what plain gives. plain: torch's and Core's way alone. fp8: auto,
+    with the products of experts in fp8 (Hopper, bf16), which is coarser.
     """
 
 

@@ -10,11 +10,17 @@ from megatron_most.runtime import lazy_names
 
 if TYPE_CHECKING:
     from megatron_most.kernels.activation import swiglu, swiglu_slopes
+    from megatron_most.kernels.eight_bits import to_fp8
     from megatron_most.kernels.route import Routed, routed
     from megatron_most.kernels.rows import add_up
 
-_HOMES = {"activation": ("swiglu", "swiglu_slopes"), "route": ("Routed", "routed"), "rows": ("add_up",)}
+_HOMES = {
+    "activation": ("swiglu", "swiglu_slopes"),
+    "eight_bits": ("to_fp8",),
+    "route": ("Routed", "routed"),
+    "rows": ("add_up",),
+}
 
-__all__ = ["Routed", "add_up", "routed", "swiglu", "swiglu_slopes"]
+__all__ = ["Routed", "add_up", "routed", "swiglu", "swiglu_slopes", "to_fp8"]
 
 __getattr__ = lazy_names(__name__, _HOMES)

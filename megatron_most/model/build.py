@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 
 from megatron_most.config import Plan
+from megatron_most.errors import ConfigError
 from megatron_most.model.core_config import DTYPES
 from megatron_most.model.gpt import MostModel
 from megatron_most.moe import ModalityRouter
@@ -16,17 +17,22 @@ from megatron_most.upstream import Experts, SdpaAttention, TrueCountAlltoAll, ha
 def build_model(plan: Plan, groups: Groups, device: torch.device | str = "cpu") -> MostModel:
     """Call after start_groups. First weights depend on the seed and the layout; loaded ones on neither."""
     model = MostModel(plan, groups).to(device)
-    if plan.config.engine.kernels == "auto":
+    if plan.config.engine.kernels != "plain":
         choose_kernels(model, plan, torch.device(device))
     return model
 
 
 def choose_kernels(model: MostModel, plan: Plan, device: torch.device) -> None:
     """What this device does faster than by the plain path, layer by layer the same."""
-    dtype = DTYPES[plan.config.engine.precision]
+    dtype, is_fp8 = DTYPES[plan.config.engine.precision], plan.config.engine.kernels == "fp8"
+    if is_fp8 and not (has_grouped(device, dtype) and has_triton(device)):
+        wrong = "products of experts in fp8 want a Hopper GPU or later, engine.precision bf16, and Triton"
+        raise ConfigError("engine.kernels", "fp8", wrong, 'use "auto"')
     for module in model.modules():
         if isinstance(module, Experts) and has_grouped(device, dtype):
             module.lay_together()
+            if is_fp8:
+                module.take_fp8()
         if isinstance(module, SdpaAttention):
             module.lays_end_to_end = has_varlen(device, dtype)
         if has_triton(device):

@@ -59,7 +59,7 @@ class Sizes:
             expert_rows=own * plan.config.moe.top_k * layout.expert_tensor * busiest if plan.moe else 0.0,
             item=BYTES[engine.precision],
             is_fused=is_fused,
-            is_end_to_end=is_fused and layout.context == 1 and engine.kernels == "auto" and engine.precision != "fp32",
+            is_end_to_end=is_fused and layout.context == 1 and engine.kernels != "plain" and engine.precision != "fp32",
         )
 
 

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from megatron_most.upstream.attention import SdpaAttention, has_varlen
     from megatron_most.upstream.context import piece, zigzag
     from megatron_most.upstream.dispatchers import TrueCountAlltoAll
-    from megatron_most.upstream.experts import Experts, has_grouped, is_elsewhere
+    from megatron_most.upstream.experts import Experts, is_elsewhere
     from megatron_most.upstream.linears import with_linears
     from megatron_most.upstream.lookback import KVCache, Lookback
     from megatron_most.upstream.mla import MendedMLA, has_fused_turn
     from megatron_most.upstream.norm import RMSNorm
     from megatron_most.upstream.preparation import prepare
+    from megatron_most.upstream.products import has_grouped
     from megatron_most.upstream.specs import submodules_of, with_module
     from megatron_most.upstream.unallocated import Unallocated
     from megatron_most.upstream.versions import core_version, find_facts, find_versions, versions_of
@@ -44,12 +45,13 @@ _HOMES = {
     "attention": ("SdpaAttention", "has_varlen"),
     "context": ("piece", "zigzag"),
     "dispatchers": ("TrueCountAlltoAll",),
-    "experts": ("Experts", "has_grouped", "is_elsewhere"),
+    "experts": ("Experts", "is_elsewhere"),
     "linears": ("with_linears",),
     "lookback": ("KVCache", "Lookback"),
     "mla": ("MendedMLA", "has_fused_turn"),
     "norm": ("RMSNorm",),
     "preparation": ("prepare",),
+    "products": ("has_grouped",),
     "specs": ("submodules_of", "with_module"),
     "unallocated": ("Unallocated",),
     "versions": ("core_version", "find_facts", "find_versions", "versions_of"),

@@ -7,25 +7,20 @@ have the names that Core gives them. On a GPU that multiplies all experts' rows 
 memory, so that nothing is copied for it.
 """
 
-# T rows, sorted by expert; D width, F inner width of this rank, E experts of this rank; I into a product, O out of it
+# T rows, sorted by expert; D width, F inner width of this rank; E experts of it; I into a product, O out of it
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import accumulate
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from megatron.core.transformer.moe.experts import SequentialMLP
 
 from megatron_most import kernels
-from megatron_most.runtime import gpu_generation
-
-
-def has_grouped(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether one call for all experts is one kernel; before Hopper torch's is a loop that waits for the device."""
-    return dtype == torch.bfloat16 and gpu_generation(device) >= (9, 0)
+from megatron_most.errors import ConfigError
+from megatron_most.upstream.products import FP8_WIDTH, Grouped, GroupedFp8, Looped, Products
 
 
 class Experts(SequentialMLP):
@@ -33,6 +28,8 @@ class Experts(SequentialMLP):
 
     is_grouped = False
     """All experts in one call. Set by `lay_together`."""
+    is_fp8 = False
+    """And in fp8. Set by `take_fp8`."""
     is_fused = False
     """The activation by our kernels. Set where the device has them."""
 
@@ -53,6 +50,14 @@ class Experts(SequentialMLP):
                 weight.data = part
         self.is_grouped = True
 
+    def take_fp8(self) -> None:
+        """After `lay_together`."""
+        widths = {width for weights in self._weights() for width in weights[0].shape}
+        if not self.is_grouped or any(width % FP8_WIDTH for width in widths):
+            wrong = f"these experts' widths ({', '.join(map(str, sorted(widths)))}) are not for its products"
+            raise ConfigError("engine.kernels", "fp8", wrong, f'use "auto", or multiples of {FP8_WIDTH} on every rank')
+        self.is_fp8 = True
+
     def _weights(self) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
         return [e.linear_fc1.weight for e in self.local_experts], [e.linear_fc2.weight for e in self.local_experts]
 
@@ -62,9 +67,10 @@ class Experts(SequentialMLP):
         ups, downs = self._weights()
         if not self._is_swiglu() or any(is_elsewhere(weight) for weight in (*ups, *downs)):
             return super().forward(permuted_local_hidden_states, tokens_per_expert, permuted_probs)
-        products: _Products = _Looped(tokens_per_expert.tolist())
+        products: Products = Looped(tokens_per_expert.tolist())
         if self.is_grouped and len(permuted_local_hidden_states):
-            products = _Grouped(tokens_per_expert, permuted_local_hidden_states.device)
+            kind = GroupedFp8 if self.is_fp8 else Grouped
+            products = kind(tokens_per_expert, permuted_local_hidden_states.device)
         given = permuted_local_hidden_states, permuted_probs, products, self.is_fused
         if torch.is_grad_enabled():
             return _SwiGlus.apply(*given, *ups, *downs), None
@@ -84,81 +90,10 @@ def is_elsewhere(weight: torch.Tensor) -> bool:
     return weight.is_meta or hasattr(weight, "ds_id")
 
 
-class _Products(Protocol):
-    """Of each expert's rows with its weight [O, I]."""
-
-    def forward(self, rows_TI: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        """[T, O]."""
-        ...
-
-    def of_rows(self, slopes_TO: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        """The gradient of the rows, [T, I]."""
-        ...
-
-    def of_weights(self, slopes_TO: torch.Tensor, rows_TI: torch.Tensor) -> Sequence[torch.Tensor]:
-        """The gradient of each weight; zeros for an expert without rows, as Core has them."""
-        ...
-
-
-class _Looped:
-    """Expert by expert."""
-
-    def __init__(self, counts: Sequence[int]) -> None:
-        self._spans = [slice(end - count, end) for count, end in zip(counts, accumulate(counts), strict=True)]
-
-    def forward(self, rows_TI: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        return self._each(rows_TI, [weight.t() for weight in weights])
-
-    def of_rows(self, slopes_TO: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        return self._each(slopes_TO, weights)
-
-    def of_weights(self, slopes_TO: torch.Tensor, rows_TI: torch.Tensor) -> Sequence[torch.Tensor]:
-        return [slopes_TO[span].t() @ rows_TI[span] for span in self._spans]
-
-    def _each(self, rows: torch.Tensor, factors: Sequence[torch.Tensor]) -> torch.Tensor:
-        out = rows.new_empty(len(rows), factors[0].size(1))
-        for span, factor in zip(self._spans, factors, strict=True):
-            if span.stop > span.start:
-                torch.mm(rows[span], factor, out=out[span])
-        return out
-
-
-class _Grouped:
-    """All experts in one call."""
-
-    def __init__(self, counts: torch.Tensor, device: torch.device) -> None:
-        self._ends = counts.cumsum(0).to(device, torch.int32, non_blocking=True)
-
-    def forward(self, rows_TI: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        return F.grouped_mm(rows_TI, as_one(weights).transpose(1, 2), offs=self._ends)
-
-    def of_rows(self, slopes_TO: torch.Tensor, weights: Sequence[torch.Tensor]) -> torch.Tensor:
-        return F.grouped_mm(slopes_TO, as_one(weights), offs=self._ends)
-
-    def of_weights(self, slopes_TO: torch.Tensor, rows_TI: torch.Tensor) -> Sequence[torch.Tensor]:
-        return F.grouped_mm(slopes_TO.t(), rows_TI, offs=self._ends).unbind()
-
-
-def as_one(weights: Sequence[torch.Tensor]) -> torch.Tensor:
-    """[E, O, I]: a view where they lie at even distances in one piece of memory, as `lay_together` or DeepSpeed's flat
-    buffers have them; otherwise a copy.
-    """
-    first, count = weights[0].detach(), len(weights)
-    places = [weight.data_ptr() for weight in weights]
-    size = first.element_size()
-    apart = (places[1] - places[0]) // size if count > 1 else first.numel()
-    is_even = places == [places[0] + apart * size * number for number in range(count)] and apart >= first.numel()
-    ends = first.storage_offset() + apart * (count - 1) + first.numel()
-    is_one_piece = ends * size <= first.untyped_storage().nbytes()
-    if is_even and is_one_piece and all(weight.is_contiguous() for weight in weights):
-        return first.as_strided((count, *first.shape), (apart, *first.stride()))
-    return torch.stack([weight.detach() for weight in weights])
-
-
 class _SwiGlus(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, rows_TD: torch.Tensor, probs_T: torch.Tensor, products: _Products, is_fused: bool,
+        ctx: Any, rows_TD: torch.Tensor, probs_T: torch.Tensor, products: Products, is_fused: bool,
         *weights: torch.Tensor,
     ) -> torch.Tensor:  # fmt: skip
         half = len(weights) // 2
@@ -201,7 +136,7 @@ class _SwiGlus(torch.autograd.Function):
 
 
 def _swiglus(
-    rows_TD: torch.Tensor, probs_T: torch.Tensor, products: _Products, is_fused: bool, ups: Sequence[torch.Tensor],
+    rows_TD: torch.Tensor, probs_T: torch.Tensor, products: Products, is_fused: bool, ups: Sequence[torch.Tensor],
     downs: Sequence[torch.Tensor],
 ) -> tuple[torch.Tensor, torch.Tensor]:  # fmt: skip
     """What the experts say, and what they have inside before their activation."""
@@ -213,7 +148,7 @@ def _swiglus(
 
 
 def _wanted(
-    products: _Products, wanted: Sequence[bool], slopes: torch.Tensor, rows: torch.Tensor
+    products: Products, wanted: Sequence[bool], slopes: torch.Tensor, rows: torch.Tensor
 ) -> Sequence[torch.Tensor | None]:
     """Gradients of the weights that are not frozen."""
     if not any(wanted):

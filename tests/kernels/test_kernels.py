@@ -164,3 +164,27 @@ def test_what_is_no_number_is_chosen_and_told_by_its_weights(backend: str) -> No
     assert weights[0].isnan().any() and weights[2].isnan().any() and not weights[3:].isnan().any()
     assert not is_chosen[0, 4:].any() and not is_chosen[1, :4].any()  # of its own modality, whatever comes
     assert is_chosen[3, :2].all() and scores[4].eq(0).all()  # equal scores: the lower ids
+
+
+def eight_bits(device: torch.device, draw: torch.Generator, dtype: torch.dtype) -> list[torch.Tensor]:
+    from megatron_most.kernels import to_fp8
+
+    found = []
+    for rows in (torch.randn(3, 5, 48, generator=draw), torch.randn(48, 4, generator=draw).t(), torch.zeros(2, 16)):
+        rows = rows.to(dtype)
+        if rows.ndim == 3:
+            rows[0, 0, 0] = 3e4  # which takes the precision of its own row alone
+        values, scales = to_fp8(rows.to(device))
+        assert values.dtype == torch.float8_e4m3fn and values.is_contiguous() and scales.dtype == torch.float32
+        found += [rows.float(), values.cpu().float() * scales.cpu().unsqueeze(-1)]
+    return found
+
+
+@ON
+@PRECISIONS
+def test_rows_in_fp8_have_scales_of_their_own(backend: str, dtype: torch.dtype) -> None:
+    found = run(backend, eight_bits, dtype)
+    for rows, ours in zip(found[::2], found[1::2], strict=True):
+        most = rows.abs().amax(-1, keepdim=True)
+        # Three bits behind the point are kept; below 2^-6 of what fp8 holds steps are even.
+        assert ((ours - rows).abs() <= 1.01 * torch.maximum(2**-4 * rows.abs(), 2**-10 * most / 448)).all()

@@ -21,7 +21,7 @@ from megatron_most.moe import routers
 from megatron_most.runtime import Ranks, num_devices
 from megatron_most.upstream import Experts, SdpaAttention, attention
 from megatron_most.upstream.attention import document_starts
-from megatron_most.upstream.experts import as_one
+from megatron_most.upstream.products import as_one
 from tests.harness import run_ranks
 
 DOCUMENTS = ((("mixed", 12), ("audio", 6), ("wave", 9)), (("text", 20), ("mixed", 9)))
