@@ -77,7 +77,7 @@ def routed(model: torch.nn.Module, batches: Sequence[PackedBatch]) -> torch.Tens
     for layer in layers:
         layer.sums.forget(keep_step=False)
     for batch in batches:
-        model(batch)  # with gradients, else routers do not count
+        model(batch.to(layers[0].weight.device))  # with gradients, else routers do not count
     return torch.stack([layer.sums.parts()[0] for layer in layers])
 
 

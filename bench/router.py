@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from megatron.core.transformer.moe.router import TopKRouter
@@ -26,19 +26,24 @@ from megatron_most.moe import to_planes
 from megatron_most.runtime import run_command, set_threads
 from megatron_most.train import synthetic_steps
 
-AT_ONCE = 10
-"""Passes of a router in a round: one alone is too short for the clock."""
+TURNS = 2
+"""Micro-batches in a round: one alone is short for the clock."""
 
 
 def rows_of(session: Session, rounds: int) -> Iterator[Row]:
-    clock = time.process_time if session.device.kind == "cpu" else time.perf_counter
+    def done() -> float:
+        """When the device has done what is queued."""
+        session.device.synchronize()
+        return time.perf_counter()
+
+    clock = time.process_time if session.device.kind == "cpu" else done
     batches = synthetic_steps(session.plan, session.groups)(0)
     mine = ours(session)
     layers = routers_of(mine)
-    ours_passes = passes(layers[0], batches[0], AT_ONCE, tagged=True)
-    stock_passes = passes(routers_of(stock_core(session))[0], batches[0], AT_ONCE, tagged=False)
+    ours_passes = passes(layers, batches[0], tagged=True)
+    stock_passes = passes(routers_of(stock_core(session)), batches[0], tagged=False)
     yield cost("router / Core's own", ours_passes, stock_passes, rounds=rounds, wanted=1.3, clock=clock)
-    often = len(layers) * len(batches) / AT_ONCE
+    often = len(batches) / TURNS
     yield cost("routers / step", ours_passes, mine, rounds=min(rounds, 10), wanted=0.02, clock=clock, unit=often)
 
 
@@ -47,18 +52,22 @@ def routers_of(steps: Steps) -> list[TopKRouter]:
     return [module for module in steps.model.modules() if isinstance(module, TopKRouter)]
 
 
-def passes(router: TopKRouter, batch: PackedBatch, times: int, *, tagged: bool) -> Callable[[], None]:
-    """Forward and backward over a batch's tokens, with the states that a fresh model has: of no direction."""
-    shape = (*batch.tokens_BS.t().shape, router.weight.size(1))
-    states_SBD = torch.randn(shape, generator=torch.Generator().manual_seed(0))
-    states_SBD = states_SBD.to(router.weight.device).requires_grad_()
-    planes_SBP = to_planes(batch.tags_BS, batch.is_pad_BS).transpose(0, 1).contiguous().to(router.weight.device)
+def passes(layers: Sequence[TopKRouter], batch: PackedBatch, *, tagged: bool) -> Callable[[], None]:
+    """Forward and backward over a batch's tokens through all layers' routers, with the states that a fresh model has:
+    of no direction. The planes come as the model makes them: once for all layers, each of which turns them.
+    """
+    device = layers[0].weight.device
+    shape = (*batch.tokens_BS.t().shape, layers[0].weight.size(1))
+    states_SBD = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(device).requires_grad_()
+    batch = batch.to(device)
 
     def run() -> None:
-        for _ in range(times):
-            weights_TE, _ = router(states_SBD, planes_SBP) if tagged else router(states_SBD)
-            weights_TE.square().sum().backward()
-            states_SBD.grad = router.weight.grad = None
+        for _ in range(TURNS):
+            planes_BSP = to_planes(batch.tags_BS, batch.is_pad_BS) if tagged else None
+            for router in layers:
+                weights_TE, _ = router(states_SBD, *([] if planes_BSP is None else [planes_BSP.transpose(0, 1)]))
+                weights_TE.square().sum().backward()
+                states_SBD.grad = router.weight.grad = None
 
     return run
 

@@ -41,11 +41,13 @@ class Steps:
 
     def __init__(self, model: torch.nn.Module, loss: Loss, batches_of: Callable[[int], list[PackedBatch]]) -> None:
         self.model, self.loss, self._batches_of, self._step = model.train(), loss, batches_of, 0
+        self._device = next(model.parameters()).device
         self._optimizer = torch.optim.AdamW(model.parameters(), lr=RATE, fused=True)  # as the engines have it
 
     def __call__(self) -> None:
         for batch in self._batches_of(self._step):
-            (self.loss(batch) / batch.loss_weights_BS.sum()).backward()
+            here = batch.to(self._device)
+            (self.loss(here) / here.loss_weights_BS.sum()).backward()
         torch.nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self._optimizer.step()
         self._optimizer.zero_grad()

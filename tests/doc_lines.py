@@ -134,7 +134,7 @@ CLAIMS: dict[str, tuple[Claim, ...]] = {
     ),
     "performance.md": (
         Claim(PY + "bench/slice.py", "train/test_bench_slice.py::test_a_slice_is_measured",
-              "--recipe most-tiny --length 64 --rows 2 --steps 2 --ranks 2"),
+              "--recipe most-tiny --layers 2 4 --length 64 --rows 2 --steps 2 --ranks 2"),
         Claim(PY + "bench/step.py", "train/test_bench_step.py::test_every_peer_takes_steps_and_has_as_many_weights",
               "--recipe most-tiny --vanilla vanilla-moe-tiny --precision fp32 --length 128 --rounds 2 --json"),
     ),

@@ -48,12 +48,19 @@ def gradient_squares(
     once. What tensor ranks hold alike is counted on the first of them.
     """
     squares = torch.zeros(num_parts, dtype=torch.float64, device=device)
+    parts, counted = [], []
     for weight, fragment in fragments:
         if getattr(weight, "shared", False):  # the last stage's copy of a tied embedding
             continue
         if is_expert(weight) or getattr(weight, "tensor_model_parallel", False) or groups.tensor.rank() == 0:
-            norm = torch.linalg.vector_norm(fragment, dtype=torch.float64)  # no copy in float64
-            squares[part_of[weight]] += norm.square().to(device)
+            parts.append(part_of[weight])
+            counted.append(fragment)
+    if counted:
+        # A CPU adds up one number after another; a GPU does not, and in float64 would copy each fragment first.
+        is_cpu = counted[0].device.type == "cpu"
+        norms = torch._foreach_norm(counted, 2, dtype=torch.float64 if is_cpu else torch.float32)
+        norms_N = torch.stack([norm.to(device) for norm in norms]).double()
+        squares.index_add_(0, torch.tensor(parts, device=device), norms_N.square())
     dist.all_reduce(squares)
     return squares
 
@@ -68,10 +75,10 @@ def whole_gradients(weights: Parameters, groups: Groups) -> Iterator[tuple[torch
 
 def clip_gradients(weights: Parameters, norm: float, largest: float) -> None:
     """Scale all gradients so that their norm is at most `largest` (0: leave them)."""
-    if largest and norm > largest:
-        for weight in weights:
-            assert weight.grad is not None, "reduce_gradients comes first"
-            weight.grad.mul_(largest / (norm + 1e-6))
+    if largest and norm > largest and weights:
+        gradients = [weight.grad for weight in weights if weight.grad is not None]
+        assert len(gradients) == len(weights), "reduce_gradients comes first"
+        torch._foreach_mul_(gradients, largest / (norm + 1e-6))
 
 
 def _sum(weights: Iterable[torch.nn.Parameter], ranks: dist.ProcessGroup) -> None:

@@ -11,16 +11,27 @@ from megatron_most.runtime import lazy_names
 if TYPE_CHECKING:
     from megatron_most.kernels.activation import swiglu, swiglu_slopes
     from megatron_most.kernels.eight_bits import to_fp8
+    from megatron_most.kernels.head import piece_slope, take_piece
     from megatron_most.kernels.route import Routed, routed
     from megatron_most.kernels.rows import add_up
 
 _HOMES = {
     "activation": ("swiglu", "swiglu_slopes"),
     "eight_bits": ("to_fp8",),
+    "head": ("piece_slope", "take_piece"),
     "route": ("Routed", "routed"),
     "rows": ("add_up",),
 }
 
-__all__ = ["Routed", "add_up", "routed", "swiglu", "swiglu_slopes", "to_fp8"]
+__all__ = [
+    "Routed",
+    "add_up",
+    "piece_slope",
+    "routed",
+    "swiglu",
+    "swiglu_slopes",
+    "take_piece",
+    "to_fp8",
+]
 
 __getattr__ = lazy_names(__name__, _HOMES)

@@ -43,7 +43,7 @@ def choose_kernels(model: MostModel, plan: Plan, device: torch.device) -> None:
 
 def fuse(module: torch.nn.Module) -> None:
     """Kernels of our own, wherever a layer has something for them."""
-    if isinstance(module, Experts):
+    if isinstance(module, Experts | MostModel):
         module.is_fused = True
     if isinstance(module, ModalityRouter):
         module.fuse()

@@ -32,6 +32,9 @@ from megatron_most.upstream import Lookback, is_elsewhere, piece
 class MostModel(GPTModel):
     """One pipeline stage of the model. `forward` gives loss per token [B, S] with labels, else logits."""
 
+    is_fused = False
+    """The loss of large logits by our kernels. Set where the device has them."""
+
     def __init__(self, plan: Plan, groups: Groups) -> None:
         config = core_config(plan)
         model = plan.config.model
@@ -139,8 +142,9 @@ class MostModel(GPTModel):
             hidden_SBD = gather_from_sequence_parallel_region(hidden_SBD, group=self.groups.tensor)
         labels_SB = labels_BS.t()
         loss_T = loss_in_pieces(
-            hidden_SBD.flatten(0, 1), self._head_weight(), labels_SB.flatten(), columns, self.groups.tensor
-        )
+            hidden_SBD.flatten(0, 1), self._head_weight(), labels_SB.flatten(), columns, self.groups.tensor,
+            self.is_fused,
+        )  # fmt: skip
         return loss_T.view(labels_SB.shape).t().contiguous()
 
     def _head_weight(self) -> torch.Tensor:

@@ -10,7 +10,7 @@ Pads are routed by their tag like any token (their output is never read); they c
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
@@ -22,12 +22,23 @@ from megatron_most import kernels
 from megatron_most.config import MoEPlan
 from megatron_most.errors import DataError
 from megatron_most.moe import balance
-from megatron_most.moe.gates import Choice, choose, in_group_softmax, masked_full_softmax
+from megatron_most.moe.gates import Choice, Fences, choose, fences, in_group_softmax, masked_full_softmax
 from megatron_most.moe.groups import GroupTables
 from megatron_most.moe.planes import NUM_PLANES, from_planes
 from megatron_most.moe.sums import RouterSums
 
 FLOAT32_BUFFERS = ("group_constant", "expert_bias")
+
+
+class _Read(NamedTuple):
+    """What the planes of a micro-batch say."""
+
+    tags_T: torch.Tensor
+    is_pad_T: torch.Tensor
+    owned_TE: torch.Tensor
+    counted_T: torch.Tensor
+    """Tokens that choose and are no pads."""
+    fenced: Fences
 
 
 class ModalityRouter(TopKRouter):
@@ -83,9 +94,8 @@ class ModalityRouter(TopKRouter):
             wrong = f"layer {self.layer_number}: tokens arrived without tags (planes {shape})"
             raise DataError(f"{wrong}; pass tag planes as padding_mask")
         length, batch, num_experts = logits.shape
-        tags_T, is_pad_T = (part.flatten() for part in from_planes(padding_mask))
+        tags_T, is_pad_T, owned_TE, counted_T, fenced = self._read(padding_mask)
         logits_TE = logits.reshape(-1, num_experts)
-        owned_TE = self.tables.owns_ME.index_select(0, tags_T)
         constant_M = None
         if self.group_constant is not None:  # shared-only tags: any; their weights are 0
             constant_M = self.group_constant[self.tables.group_of_tag_M]
@@ -97,12 +107,11 @@ class ModalityRouter(TopKRouter):
             )  # fmt: skip
         else:
             constant_T = None if constant_M is None else constant_M.index_select(0, tags_T)
-            choice = choose(logits_TE, owned_TE, constant_T, self.expert_bias, self.plan)
+            choice = choose(logits_TE, owned_TE, constant_T, self.expert_bias, self.plan, fenced)
             slots_TK, scores_TE = self.tables.slot_of_E[choice.experts_TK], choice.scores_TE
             weights_TE = torch.zeros_like(logits_TE).scatter_(1, slots_TK, choice.weights_TK)
             map_TE = torch.zeros_like(owned_TE).scatter_(1, slots_TK, choice.is_chosen_TK)
         if torch.is_grad_enabled():  # once per token: under recompute the first pass runs without gradients
-            counted_T = self.tables.owns_ME.any(-1).index_select(0, tags_T) & ~is_pad_T
             if choice is not None:
                 count_TE = _count(choice, counted_T, num_experts)
             assert count_TE is not None
@@ -111,6 +120,22 @@ class ModalityRouter(TopKRouter):
                 aux = self._auxiliary(logits_TE, owned_TE, scores_TE, choice, count_TE, counted_T, (length, batch))
                 weights_TE = MoEAuxLossAutoScaler.apply(weights_TE, aux)
         return weights_TE, map_TE
+
+    def _read(self, planes_SBP: torch.Tensor) -> _Read:
+        """Once for all layers that get the same planes: each turns the tensor that the model made, and what was read is
+        kept with that.
+        """
+        made = planes_SBP if planes_SBP._base is None else planes_SBP._base
+        key = (planes_SBP.shape, planes_SBP.stride(), made._version)
+        kept: tuple[Any, Any, _Read] | None = getattr(made, "_read", None)
+        if kept is None or kept[0] is not self.plan or kept[1] != key:
+            tags_T, is_pad_T = (part.flatten() for part in from_planes(planes_SBP))
+            owned_TE = self.tables.owns_ME.index_select(0, tags_T)
+            counted_T = self.tables.owns_ME.any(-1).index_select(0, tags_T) & ~is_pad_T
+            kept = self.plan, key, _Read(tags_T, is_pad_T, owned_TE, counted_T, fences(owned_TE, torch.float32))
+            if made.numel() == planes_SBP.numel():  # else it has several of them, one like another
+                made._read = kept  # type: ignore[attr-defined]
+        return kept[2]
 
     def _auxiliary(
         self, logits_TE: torch.Tensor, owned_TE: torch.Tensor, scores_TE: torch.Tensor, choice: Choice | None,

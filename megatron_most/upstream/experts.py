@@ -159,4 +159,4 @@ def _wanted(
 
 def _weighted(values_TF: torch.Tensor, probs_T: torch.Tensor) -> torch.Tensor:
     """In the precision that the wider of both has, as Core multiplies them, then rounded."""
-    return (values_TF * probs_T.unsqueeze(-1)).to(values_TF.dtype)
+    return torch.mul(values_TF, probs_T.unsqueeze(-1), out=torch.empty_like(values_TF))

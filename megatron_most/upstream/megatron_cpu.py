@@ -53,7 +53,6 @@ def _stand_ins() -> list[tuple[Any, str, Any]]:
     from megatron.core.models.common.embeddings import rope_utils
     from megatron.core.pipeline_parallel import schedules
     from megatron.core.tensor_parallel import random as core_random
-    from megatron.core.transformer import multi_latent_attention as core_mla
 
     stream, torch_here = _Stream(), _TorchOnCpu("torch")
     torch_here.zeros, torch_here.tensor = _made_here(torch.zeros), _made_here(torch.tensor)  # type: ignore[attr-defined]
@@ -69,7 +68,6 @@ def _stand_ins() -> list[tuple[Any, str, Any]]:
         (torch.cuda, "get_rng_state", torch.get_rng_state),  # CudaRNGStatesTracker.add
         (core_random, "_get_cuda_rng_state", lambda *_, **__: torch.get_rng_state()),  # fork, recompute
         (core_random, "_set_cuda_rng_state", lambda state, *_, **__: torch.set_rng_state(state)),  # fork, recompute
-        (core_mla, "HAVE_TE", False),  # True in 0.16 without it, which then asks isinstance(x, TELinear) of a mock
     ]
 
 

@@ -5,7 +5,8 @@ without summing it over tensor-parallel ranks, so each rank's rope-key rows lear
 a tiny model, 0.16.1). MLASelfAttention accepts no other class, so the module is replaced after construction by a
 whole copy of the weight on every rank: Core then gathers the rope key over the sequence, whose backward does sum. The
 norms are set here too, because 0.19 refuses a norm on the compressed keys and values when queries are not compressed,
-which is DeepSeek-V2-Lite: the config says qk_layernorm=False and the spec none.
+which is DeepSeek-V2-Lite: the config says qk_layernorm=False and the spec none. Without Transformer Engine 0.16
+makes no MLA at all; that is mended when this file is imported.
 
 In generation (a Lookback for a mask) the latents and the rope keys are kept, a 9th of what keys and values would take
 in DeepSeek-V2-Lite. To attend, either all latents are expanded to keys and values, or the expansion is taken into
@@ -18,6 +19,7 @@ fewer there. A long prompt is the other way round, see `_absorbs`.
 
 from __future__ import annotations
 
+import importlib.util
 import inspect
 from typing import Any
 
@@ -25,11 +27,15 @@ import torch
 import torch.nn.functional as F
 from megatron.core.models.common.embeddings import apply_rotary_pos_emb
 from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.transformer import multi_latent_attention as core_mla
 from megatron.core.transformer.module import MegatronModule
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention
 
 from megatron_most.upstream.lookback import Lookback, causal
 from megatron_most.upstream.norm import LatentNorm
+
+if importlib.util.find_spec("transformer_engine") is None:
+    core_mla.HAVE_TE = False  # True in 0.16 without it too, which then asks isinstance(x, TELinear) of a mock
 
 # Rope turns adjacent pairs: Megatron-Core 0.16 knows it from the config, 0.19 must be told or silently turns halves.
 _PAIRS = "mla_rotary_interleaved"

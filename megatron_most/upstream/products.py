@@ -24,8 +24,10 @@ FP8_WIDTH = 16
 
 
 def has_grouped(device: torch.device, dtype: torch.dtype) -> bool:
-    """Whether one call for all experts is one kernel; before Hopper torch's is a loop that waits for the device."""
-    return dtype == torch.bfloat16 and gpu_generation(device) >= (9, 0)
+    """Whether one call for all experts is one kernel: on Hopper. Before it torch's is a loop that waits for the device,
+    after it weights of experts without rows were given gradients that are not 0 (torch 2.13).
+    """
+    return dtype == torch.bfloat16 and gpu_generation(device) == (9, 0)
 
 
 class Products(Protocol):

@@ -166,6 +166,47 @@ def test_what_is_no_number_is_chosen_and_told_by_its_weights(backend: str) -> No
     assert is_chosen[3, :2].all() and scores[4].eq(0).all()  # equal scores: the lower ids
 
 
+class Alone:
+    """Of tensor ranks."""
+
+    def size(self) -> int:
+        return 1
+
+    def rank(self) -> int:
+        return 0
+
+
+def losses(device: torch.device, draw: torch.Generator, dtype: torch.dtype, columns: int) -> list[torch.Tensor]:
+    """Loss per token and gradients of states and weight: ours, the plain pieces', and in float32 the whole logits'."""
+    from megatron_most.model import loss_in_pieces
+
+    hidden_TD = 3 * torch.randn(9, 32, generator=draw)
+    weight_VD, labels_T = torch.randn(200, 32, generator=draw), torch.randint(200, (9,), generator=draw)
+    slope_T = torch.rand(9, generator=draw).to(device)
+    found = []
+    for way in ("ours", "plain", "whole"):
+        kind = torch.float32 if way == "whole" else dtype
+        given = [x.to(dtype).to(device, kind).requires_grad_() for x in (hidden_TD, weight_VD)]
+        if way == "whole":
+            loss_T = F.cross_entropy(given[0] @ given[1].t(), labels_T.to(device), reduction="none")
+        else:
+            loss_T = loss_in_pieces(given[0], given[1], labels_T.to(device), columns, Alone(), way == "ours")  # type: ignore[arg-type]
+        slopes = torch.autograd.grad((loss_T * slope_T).sum(), given)
+        found += [x.detach().float().cpu() for x in (loss_T, *slopes)]
+    return found
+
+
+@ON
+@PRECISIONS
+@pytest.mark.parametrize("columns", [64, 200, 4096])
+def test_the_loss_of_pieces_is_that_of_whole_logits(backend: str, dtype: torch.dtype, columns: int) -> None:
+    found = run(backend, losses, dtype, columns)
+    for ours, plain, whole in zip(found[:3], found[3:6], found[6:], strict=True):
+        size = float(whole.norm())
+        most = 2e-6 * size if dtype == torch.float32 else 1.5 * float((plain - whole).norm()) + 4e-3 * size
+        assert float((ours - whole).norm()) < most
+
+
 def eight_bits(device: torch.device, draw: torch.Generator, dtype: torch.dtype) -> list[torch.Tensor]:
     from megatron_most.kernels import to_fp8
 
