@@ -6,10 +6,10 @@ what the whole model would then do.
 A slice has what one of --ranks expert-parallel ranks holds of each layer: its share of the experts. All of a token's
 choices go to these, so that each expert gets as many rows as it would get from all ranks; a rank that held all experts
 would give each an eighth of them, and move eight times the weights and gradients. Which modality a token has makes no
-difference to the slice. Every step is a whole optimizer step on synthetic rows; the median of the steps after warm-up is
-printed, with the spread, as one line of JSON for each slice. From two slices the last line tells of all layers: a layer
-costs the difference, and embedding, head, loss and their share of the optimizer are counted once. The all-to-all that plan.py
-predicts for the ranks is added, and both numbers are told.
+difference to the slice. Every step is a whole optimizer step on synthetic rows; the median of the steps after warm-up
+is printed, with the spread, as one line of JSON for each slice. From two slices the last line tells of all layers: a
+layer costs the difference, and embedding, head, loss and their share of the optimizer are counted once. The all-to-all
+that plan.py predicts for the ranks is added, and both numbers are told.
 """
 
 from __future__ import annotations
@@ -21,7 +21,11 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
+from functools import partial
+from pathlib import Path
 from typing import Any
+
+from by_kernel import draw, seconds_by_kernel
 
 from megatron_most.config import Plan, RunConfig, count_flops, load_recipe, replace
 from megatron_most.data import Document, PackedBatch, pack_rows, synthetic_document
@@ -51,6 +55,7 @@ def main() -> None:
     parser.add_argument("--documents", type=int, default=1, help="of equal length in a row")
     parser.add_argument("--ranks", type=int, default=8, help="expert-parallel, of the whole model")
     parser.add_argument("--kernels", choices=["auto", "plain", "fp8"], default="auto", help="engine.kernels")
+    parser.add_argument("--picture", type=Path, help="PNG to write: which kernels a step of the last slice goes to")
     parser.add_argument("--machine", choices=MACHINES, default="h100-80", help="whose links the all-to-all takes")
     chosen = parser.parse_args()
     changes = {
@@ -65,7 +70,8 @@ def main() -> None:
     share = share_of(config, chosen.ranks)
     slices = []
     for layers in chosen.layers:
-        slices.append(measure(replace(share, {"model.num_layers": layers}), chosen.steps, chosen.documents))
+        picture = chosen.picture if layers == chosen.layers[-1] else None
+        slices.append(measure(replace(share, {"model.num_layers": layers}), chosen.steps, chosen.documents, picture))
         print(json.dumps(slices[-1]), flush=True)
     if len(slices) == 2:
         print(json.dumps(whole(config, *slices, chosen.ranks, chosen.machine, chosen.documents)))
@@ -117,10 +123,11 @@ def line(at: int, first: tuple[int, float], second: tuple[int, float]) -> tuple[
             "--layers", [first[0], second[0]], "a layer's cost is their difference", "give fewer, then more"
         )
     slope = (second[1] - first[1]) / (second[0] - first[0])
+    why = "too few --steps, or a machine at other work"
     if slope <= 0:
-        raise DataError(
-            f"{second[0]} layers took no longer than {first[0]}: too few --steps, or a machine at other work"
-        )
+        raise DataError(f"{second[0]} layers took no longer than {first[0]}: {why}")
+    if first[1] < slope * first[0]:
+        raise DataError(f"{first[0]} layers took less than {first[0]} times what one more costs: {why}")
     return first[1] + slope * (at - first[0]), slope
 
 
@@ -128,7 +135,7 @@ def _short(number: float) -> float:
     return float(f"{number:.4g}")
 
 
-def measure(config: RunConfig, steps: int, documents: int) -> dict[str, Any]:
+def measure(config: RunConfig, steps: int, documents: int, picture: Path | None = None) -> dict[str, Any]:
     with open_session(config) as session:
         if session.device.kind == "cpu":
             set_threads(1)  # two would wait for one another on a machine with other work
@@ -155,6 +162,11 @@ def measure(config: RunConfig, steps: int, documents: int) -> dict[str, Any]:
             engine.step(batches, config.train.learning_rate, lap=lap)
             session.device.synchronize()
             seconds.append(time.perf_counter() - started)
+        if picture is not None:
+            step = partial(engine.step, batches_of(WARM_UP + steps), config.train.learning_rate)
+            found = seconds_by_kernel(step, session.device)
+            title = f"{config.name}, {config.model.num_layers} layers, {config.engine.precision}, {session.device.name}"
+            draw(found, title, picture)
         timed = seconds[WARM_UP:]
         tokens = config.train.global_batch_size * config.train.sequence_length
         told = {

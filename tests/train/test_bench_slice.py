@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from pathlib import Path
 
@@ -32,6 +33,8 @@ def test_a_layer_costs_the_difference_and_the_rest_is_counted_once() -> None:
 def test_slices_that_were_not_measured_well_tell_nothing() -> None:
     with pytest.raises(DataError, match="5 layers took no longer than 3"):
         bench_slice.line(27, (3, 1.0), (5, 0.9))
+    with pytest.raises(DataError, match="2 layers took less than 2 times what one more costs"):
+        bench_slice.line(27, (2, 0.4), (4, 1.8))
 
 
 def test_two_slices_tell_of_all_layers_with_and_without_the_all_to_all() -> None:
@@ -68,9 +71,12 @@ def test_a_slice_is_measured(tmp_path: Path) -> None:
     """Both of docs/performance.md; that the deeper one takes longer a machine at other work may not see."""
     [command] = commands_by("train/test_bench_slice.py::test_a_slice_is_measured", tmp_path)
     _, program, *words = command.smaller
-    done = run_program(BENCH.parent / program, *words)
+    picture = tmp_path / "step.png"
+    done = run_program(BENCH.parent / program, *words, "--picture", str(picture))
+    assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 20_000
     slices = [json.loads(line) for line in done.stdout.splitlines()][:2]
     assert [told["layers"] for told in slices] == [2, 4], done.stderr[-3000:]
     for told in slices:
         assert told["tokens_per_second"] == pytest.approx(128 / told["seconds"], rel=0.01)
-    assert done.returncode == 0 or "4 layers took no longer than 2" in done.stderr, done.stderr[-3000:]
+    noisy = "layers took (no longer|less) than"
+    assert done.returncode == 0 or re.search(noisy, done.stderr), done.stderr[-3000:]
