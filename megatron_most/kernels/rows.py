@@ -29,12 +29,10 @@ def _add_up(rows, order, starts, out, num_rows, width, COLUMNS: tl.constexpr):
     token = tl.program_id(0)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
     inside = columns < width
-    first = tl.load(starts + token)
-    last = num_rows
-    if token + 1 < tl.num_programs(0):
-        last = tl.load(starts + token + 1).to(tl.int32)
+    first = tl.load(starts + token).to(tl.int32)
+    last = tl.load(starts + token + 1, mask=token + 1 < tl.num_programs(0), other=num_rows).to(tl.int32)
     total = tl.zeros([COLUMNS], tl.float32)
-    for place in range(first.to(tl.int32), last):
+    for place in range(first, last):
         row = tl.load(order + place).to(tl.int64)
         total += tl.load(rows + row * width + columns, mask=inside, other=0.0).to(tl.float32)
     tl.store(out + token.to(tl.int64) * width + columns, total.to(out.dtype.element_ty), mask=inside)
