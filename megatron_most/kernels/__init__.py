@@ -1,7 +1,8 @@
 """Kernels of our own, in Triton, for GPUs: where many small ones of torch's would each go over all rows again.
 
 Each has a plain path in torch beside it, which says what it computes, and a test that compares both; Triton's
-interpreter runs them on a CPU. Its modules are imported where a GPU asks for them, never at a start.
+interpreter runs them on a CPU. Its modules are imported where a GPU asks for them, never at a start. What differs from
+step to step is no reason to compile another: `do_not_specialize`.
 """
 
 from typing import TYPE_CHECKING

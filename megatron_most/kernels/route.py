@@ -89,7 +89,7 @@ def _bytes(flags: torch.Tensor) -> torch.Tensor:
     return flags.contiguous().view(torch.uint8)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _forward(
     logits, tags, is_pad, owns, slot_of, constant, bias, weights, chosen_map, count, scores, num_tokens, num_experts,
     scale, TOP_K: tl.constexpr, IS_NORMALISED: tl.constexpr, HAS_CONSTANT: tl.constexpr, HAS_BIAS: tl.constexpr,
@@ -139,7 +139,7 @@ def _forward(
     tl.store(count + place, (chosen & (pad[:, None] == 0)).to(tl.float32), mask=inside)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_tokens"])
 def _backward(
     scores, chosen_map, tags, slot_of, constant, of_weights, of_scores, of_logits, num_tokens, num_experts, scale,
     IS_NORMALISED: tl.constexpr, HAS_CONSTANT: tl.constexpr, HAS_WEIGHTS: tl.constexpr, HAS_SCORES: tl.constexpr,

@@ -24,7 +24,7 @@ def add_up(rows_RD: torch.Tensor, order_R: torch.Tensor, starts_T: torch.Tensor)
     return out_TD
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["num_rows"])
 def _add_up(rows, order, starts, out, num_rows, width, COLUMNS: tl.constexpr):
     token = tl.program_id(0)
     columns = tl.program_id(1) * COLUMNS + tl.arange(0, COLUMNS)
