@@ -29,7 +29,15 @@ from typing import Any, Literal
 
 import pytest
 
-from megatron_most.runtime import CPU_BACKEND, GPU_BACKEND, Launch, find_device, num_devices, process_group
+from megatron_most.runtime import (
+    CPU_BACKEND,
+    GPU_BACKEND,
+    Launch,
+    find_device,
+    gpu_generation,
+    num_devices,
+    process_group,
+)  # fmt: skip
 
 BACKENDS = [CPU_BACKEND, pytest.param(GPU_BACKEND, marks=pytest.mark.gpu)]  # run_ranks skips where GPUs are too few
 
@@ -67,6 +75,13 @@ def warm() -> None:
         importlib.import_module(name)
     gc.collect()
     gc.freeze()  # a child's collector need not look through all these modules again, nor copy their pages
+
+
+def has_hopper() -> bool:
+    """Whether the first GPU is of that generation."""
+    import torch
+
+    return num_devices() > 0 and gpu_generation(torch.device("cuda", 0)) == (9, 0)
 
 
 def run_ranks(

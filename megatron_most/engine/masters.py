@@ -43,11 +43,10 @@ class Masters:
                 master.grad = weight.grad.float()
 
     def give_back(self) -> None:
-        """After it: the weights get the masters' values, rounded. Their gradients are not kept until the next step."""
+        """After it: the weights get the masters' values, rounded."""
         for weight, master in zip(self.weights, self.masters, strict=True):
             if master is not weight:
                 weight.data.copy_(master.data)
-                master.grad = None
 
     def state(self) -> Iterator[tuple[str, str, torch.Tensor]]:
         """See interface.Engine."""
