@@ -4,17 +4,21 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from megatron_most.errors import DataError
-from megatron_most.moe import NUM_PLANES, from_planes, to_planes
+from megatron_most.moe import NUM_PLANES, ModalityRouter, from_planes, to_planes
+from megatron_most.moe.groups import GroupTables
 from megatron_most.runtime import Ranks
 from megatron_most.vocab import TAG_NAMES
 from tests.harness import run_ranks
-from tests.moe.tiny import draw_case, open_layer, planes_of
+from tests.moe.tiny import AUDIO, HALVES, TEXT, VANILLA, WAVE, draw_case, moe_plan, open_layer, planes_of
 
 
 @st.composite
@@ -69,3 +73,27 @@ def test_a_router_without_tag_planes_refuses_and_names_its_layer() -> None:
     assert said.pop("planes") == "(10, 3, 64)"
     assert all(text.startswith("layer 2: ") and "tag planes" in text for text in said.values()), said
     assert "None" in said["nothing"] and "(10, 3)" in said["integer tags"] and "(10, 3, 2)" in said["too few planes"]
+
+
+def test_what_was_read_is_kept_with_the_planes_and_never_given_for_others() -> None:
+    plan = moe_plan(HALVES)
+    router: Any = SimpleNamespace(plan=plan, tables=GroupTables(plan))
+    tags_BS = torch.tensor([[TEXT, AUDIO, WAVE], [AUDIO, AUDIO, TEXT]])
+
+    def read(planes_SBP: torch.Tensor) -> list[int]:
+        return ModalityRouter._read(router, planes_SBP).tags_T.tolist()
+
+    planes_BSP = to_planes(tags_BS, tags_BS < 0)
+    turned = read(planes_BSP.transpose(0, 1))
+    assert turned == tags_BS.t().flatten().tolist()
+    again = [ModalityRouter._read(router, planes_BSP.transpose(0, 1)) for _ in range(2)]
+    assert again[0] is again[1]
+    assert read(planes_BSP) == tags_BS.flatten().tolist()  # turned another way
+    square_BSP = planes_BSP[:, :2]
+    for part in (planes_BSP[:1], planes_BSP[1:], planes_BSP[:, 1:], square_BSP, square_BSP.transpose(0, 1)):
+        assert read(part) == from_planes(part)[0].flatten().tolist()
+    planes_BSP[0, 0, 1] = True  # audio now
+    assert read(planes_BSP.transpose(0, 1))[0] == AUDIO
+    other: Any = SimpleNamespace(plan=moe_plan(VANILLA), tables=GroupTables(moe_plan(VANILLA)))
+    owned_TE = ModalityRouter._read(other, planes_BSP.transpose(0, 1)).owned_TE
+    assert owned_TE.all() and read(planes_BSP.transpose(0, 1))[0] == AUDIO
