@@ -24,7 +24,7 @@ from megatron_most.config import MoEPlan, Plan, load_recipe, place, replace
 from megatron_most.data import Document, PackedBatch, pack_rows
 from megatron_most.engine import Session, open_session
 from megatron_most.moe import move_biases, routers
-from megatron_most.runtime import run_command, set_threads
+from megatron_most.runtime import progress, run_command, set_threads
 from megatron_most.vocab import AUDIO, TEXT
 
 MIXES = (10, 50, 90)
@@ -39,7 +39,7 @@ def rows_of(session: Session, steps: int, batches: int) -> Iterator[Row]:
     assert moe is not None, "a recipe with experts is asked for"
     mine = ours(session)
     learning = Steps(mine.model, mine.loss, lambda step: [mixed_batch(plan, 50, step)])
-    for number in range(steps):
+    for number in progress(range(steps), "learning", "step"):
         share = min(1.0, 2 * (steps - number) / steps)
         learning.slow(share)
         learning()
@@ -76,7 +76,7 @@ def routed(model: torch.nn.Module, batches: Sequence[PackedBatch]) -> torch.Tens
     layers = routers(model)
     for layer in layers:
         layer.sums.forget(keep_step=False)
-    for batch in batches:
+    for batch in progress(batches, "routing", "batch"):
         model(batch.to(layers[0].weight.device))  # with gradients, else routers do not count
     return torch.stack([layer.sums.parts()[0] for layer in layers])
 

@@ -103,6 +103,15 @@ def test_losses_and_gradients_are_those_of_the_plain_path(recipe: str, more: dic
         assert apart(mine, plain) < 2e-5
 
 
+@pytest.mark.parametrize("world", [1, 2])
+def test_shared_experts_while_tokens_travel_are_the_same(world: int) -> None:
+    ranks = {"layout.expert": world}
+    plain = run_ranks(results, world, "most-tiny", ranks, "plain")
+    ours = run_ranks(results, world, "most-tiny", {**ranks, "core.moe_shared_expert_overlap": True}, "plain")
+    for mine, theirs in zip(ours, plain, strict=True):
+        assert apart(mine, theirs) < 1e-5
+
+
 @pytest.mark.gpu
 @pytest.mark.parametrize(("recipe", "more"), [("most-tiny", TURNED), ("most-tiny-upcycled", {})])
 def test_on_a_gpu_too(recipe: str, more: dict[str, Any]) -> None:
