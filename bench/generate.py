@@ -1,19 +1,21 @@
-"""What the cache and the batch are worth in generation: tokens a second with and without them.
+"""What the cache and the batch are worth in generation: a cached token beside the whole row, many rows beside one.
 
-.venv/bin/python bench/generate.py --config most-tiny --past 1000 --rows 8
+    .venv/bin/python bench/generate.py --config most-tiny --past 1000 --rows 8
+
+Both are taken by turns, on one thread of a CPU. Seconds are by the clock on the wall.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from statistics import median
 from typing import Any
 
 import torch
+from race import HEAD, Row, spread_of
 
 from megatron_most.config import Plan, load_recipe, replace
 from megatron_most.data import Document, pack_rows, synthetic_document
@@ -32,8 +34,8 @@ class Endless(CoreModel):
         return logits_BV
 
 
-def measure(model: MostModel, plan: Plan, past: int, rows: int, new: int, rounds: int) -> dict[str, float]:
-    """Seconds of a token after `past` ones, by the cache and by the whole row; tokens a second of 1 and of `rows`."""
+def measure(model: MostModel, plan: Plan, past: int, rows: int, new: int, rounds: int) -> Iterator[Row]:
+    """A token after `past` ones, by the cache and by the whole row; tokens a second of `rows` and of 1."""
     cached = Endless(model)
     prompt = _prompt(plan, past)
     state = cached.open(1, past + 21 * rounds + 1)
@@ -50,14 +52,24 @@ def measure(model: MostModel, plan: Plan, past: int, rows: int, new: int, rounds
         times.append((step_s, whole_s))
     state.close()
     rates = [(_rate(cached, plan, 1, new), _rate(cached, plan, rows, new)) for _ in range(rounds)]
-    return {
-        "cached_step_s": median(step_s for step_s, _ in times),
-        "uncached_step_s": median(whole_s for _, whole_s in times),
-        "cache_ratio": median(whole_s / step_s for step_s, whole_s in times),
-        "tokens_per_s": median(one for one, _ in rates),
-        f"tokens_per_s_{rows}_rows": median(many for _, many in rates),
-        "batch_ratio": median(many / one for one, many in rates),
-    }
+    steps, wholes = ([pair[way] for pair in times] for way in (0, 1))
+    yield _row(
+        f"generation: a token after {past}, cached", [whole / step for step, whole in times], 5.0,
+        f"{1e3 * median(steps):.3g} ms", f"{1e3 * median(wholes):.3g} ms", {"ours": steps, "peer": wholes},
+    )  # fmt: skip
+    ones, many = ([pair[way] for pair in rates] for way in (0, 1))
+    yield _row(
+        f"generation: {rows} rows at once", [more / one for one, more in rates], 3.0,
+        f"{median(many):.4g} tokens/s", f"{median(ones):.4g} tokens/s", {},
+    )  # fmt: skip
+
+
+def _row(part: str, ratios: list[float], wanted: float, ours: str, peer: str, seconds: dict[str, list[float]]) -> Row:
+    ratio = median(ratios)
+    return Row(
+        part=part, ours=ours, peer=peer, ratio=ratio, wanted=f"≥ {wanted:g}", ok=ratio >= wanted, seconds=seconds,
+        spread=spread_of(ratios),
+    )  # fmt: skip
 
 
 def _rate(model: CoreModel, plan: Plan, count: int, new: int) -> float:
@@ -83,20 +95,25 @@ def _seconds(act: Callable[[], object], times: int) -> float:
     return median(taken)
 
 
-def main() -> None:
-    """Measure and print as JSON."""
-    parser = argparse.ArgumentParser(description=__doc__)
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
+    )
     parser.add_argument("--config", default="most-tiny")
     parser.add_argument("--past", type=int, default=1000, help="tokens before the one that is timed")
     parser.add_argument("--rows", type=int, default=8, help="of a batch")
     parser.add_argument("--new", type=int, default=100, help="tokens of an answer at most")
     parser.add_argument("--rounds", type=int, default=5, help="what is compared by turns, so often: medians")
+    parser.add_argument("--json", action="store_true", help="JSON lines instead of the table")
     chosen = parser.parse_args()
     with open_session(replace(load_recipe(chosen.config), {"device": "cpu"})) as session:
         set_threads(1)  # so small a model spends its time waiting for threads
         model = build_model(session.plan, session.groups)
-        found = measure(model, session.plan, chosen.past, chosen.rows, chosen.new, chosen.rounds)
-    sys.stdout.write(json.dumps(found, indent=1) + "\n")
+        if not chosen.json:
+            print(HEAD, flush=True)
+        for row in measure(model, session.plan, chosen.past, chosen.rows, chosen.new, chosen.rounds):
+            print(json.dumps(vars(row)) if chosen.json else row.to_markdown(), flush=True)
+    return 0
 
 
 if __name__ == "__main__":

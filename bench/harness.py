@@ -31,6 +31,7 @@ PARTS: dict[str, tuple[str, ...]] = {
     "parts": ("parts.py",),
     "balance": ("balance.py",),
     "telemetry": ("telemetry.py",),
+    "generate": ("generate.py",),
     "convert": ("convert.py", "--scale", "ci"),
 }
 HEAD = "| part | ours | peer | ratio | spread | wanted | verdict |\n|---|---|---|---|---|---|---|"

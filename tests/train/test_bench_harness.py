@@ -86,11 +86,11 @@ def test_the_command_keeps_then_passes_then_fails(
         run(1.5, "nothing")
 
 
-@pytest.mark.parametrize("part", ["step", "router", "parts", "balance", "data", "telemetry", "convert"])
+@pytest.mark.parametrize("part", ["step", "router", "parts", "balance", "data", "telemetry", "generate", "convert"])
 def test_every_part_that_there_is_says_its_rows_as_json(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.syspath_prepend(str(BENCH))
     monkeypatch.delitem(sys.modules, "harness", raising=False)
     import harness as module
 
-    assert set(module.PARTS) == {"step", "router", "parts", "balance", "data", "telemetry", "convert"}
+    assert set(module.PARTS) == {"step", "router", "parts", "balance", "data", "telemetry", "generate", "convert"}
     assert '"--json"' in (BENCH / module.PARTS[part][0]).read_text()
