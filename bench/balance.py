@@ -1,6 +1,6 @@
 """Routed tokens of the busiest rank by those of the mean one, at three mixes of text and audio, striped and blocked.
 
-    .venv/bin/python bench/balance.py [--steps 400]
+    .venv/bin/python bench/balance.py [--steps 1200] [--batches 96]
 
 Counted, not timed: a model of the recipe learns for some steps on rows of half text and half audio, at a rate that
 falls to 0 in the second half, as runs end; then it routes rows of each mix. Which rank each choice goes to follows from
@@ -100,9 +100,9 @@ def main() -> int:
         description=__doc__.split("\n")[0], formatter_class=argparse.ArgumentDefaultsHelpFormatter
     )
     parser.add_argument("--recipe", default="most-mini")
-    parser.add_argument("--steps", type=int, default=400, help="learnt before routing is counted")
+    parser.add_argument("--steps", type=int, default=1200, help="learnt before routing is counted")
     parser.add_argument("--bias-rate", type=float, default=1e-4, help="moe.bias_rate; 0 balances by the loss alone")
-    parser.add_argument("--batches", type=int, default=4, help="of ten rows, counted for each mix")
+    parser.add_argument("--batches", type=int, default=96, help="of ten rows, counted for each mix: fewer are noise")
     parser.add_argument("--json", action="store_true", help="JSON lines instead of the table")
     chosen = parser.parse_args()
     changes = {"engine.precision": "fp32", "moe.bias_rate": chosen.bias_rate}
