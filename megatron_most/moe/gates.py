@@ -88,7 +88,7 @@ def choose(
             ranking_TE, run_scores_TE.detach(), owned_TE, plan.routing_groups, plan.routing_groups_kept
         )
     best_TK, experts_TK = ranking_TE.topk(plan.top_k, dim=-1)
-    is_chosen_TK = best_TK > float("-inf")
+    is_chosen_TK = best_TK != float("-inf")  # what is no number is chosen too, or nobody would be told
     weights_TK = scores_TE.gather(-1, experts_TK)  # 0 outside the group
     if plan.routing_groups_kept < plan.routing_groups:
         weights_TK = weights_TK.masked_fill(~is_chosen_TK, 0.0)

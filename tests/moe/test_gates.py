@@ -259,3 +259,13 @@ def test_no_bias_is_large_enough_to_leave_the_group() -> None:
     bias_E = torch.tensor([-9.0] * 4 + [9.0] * 4, dtype=torch.float64)
     choice = run(plan, draw_logits(11, 6, 8), torch.full((6,), TEXT), bias_E=bias_E)
     assert choice.experts_TK.sort(-1).values.tolist() == [[0, 1, 2, 3]] * 6
+
+
+@pytest.mark.parametrize("gate", GATES)
+@pytest.mark.parametrize("wild", [float("nan"), float("inf")])
+def test_logits_that_are_no_numbers_are_told_by_the_weights(gate: str, wild: float) -> None:
+    logits_TE = torch.zeros(len(TAGS_T), 8)
+    logits_TE[0, 1] = wild  # of a token of text, an expert of text
+    choice = run(moe_plan(HALVES, gate=gate), logits_TE, TAGS_T)
+    assert choice.is_chosen_TK[0].all() and choice.weights_TK[0].isnan().any()
+    assert not choice.weights_TK[1:].isnan().any() and not choice.is_chosen_TK[TAGS_T == WAVE].any()
